@@ -1,0 +1,1 @@
+"""ADE20K: preparation, manifest, transforms, the demo set."""

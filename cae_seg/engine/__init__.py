@@ -1,0 +1,1 @@
+"""Running a config: training, evaluation, prediction, and surviving interruptions."""

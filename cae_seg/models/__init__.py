@@ -1,0 +1,1 @@
+"""The model: backbone, heads, segmentor, optimisation groups."""

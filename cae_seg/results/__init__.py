@@ -1,0 +1,1 @@
+"""From metrics files to the table, the figures and the claim."""
