@@ -1,0 +1,13 @@
+"""Importing this module registers everything of ours with mmsegmentation.
+
+The configs do so by `custom_imports = dict(imports=["cae_seg.registration"])`; `import cae_seg`
+alone stays cheap, because the command line must answer `--help` without loading torch.
+"""
+
+import cae_seg.data.sampling
+import cae_seg.data.transforms
+import cae_seg.models.batch_norm
+import cae_seg.models.cae
+import cae_seg.models.layer_decay
+import cae_seg.models.segmentor
+import cae_seg.models.upernet  # noqa: F401
