@@ -1,0 +1,53 @@
+import io
+
+import pytest
+
+import cae_seg.progress as module
+from cae_seg.progress import progress
+
+
+def test_log_gets_one_line_for_a_quick_loop():
+    log = io.StringIO()
+    assert list(progress(range(1000), "verify", "image", stream=log)) == list(range(1000))
+    assert log.getvalue() == "verify: 1000/1000 image (100 %), 0 s elapsed\n"
+
+
+def test_log_lines_are_occasional_and_tell_the_time_left(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    log = io.StringIO()
+    with progress(100, "train", "iteration", initial=50, stream=log) as bar:
+        for _ in range(50):
+            now[0] += 2.0
+            bar.update()
+            bar.note("loss 1.5")
+    lines = log.getvalue().splitlines()
+    assert len(lines) == 5
+    assert lines[0] == "train: 60/100 iteration (60 %), 20 s elapsed, 1 min 20 s left, loss 1.5"
+    assert lines[-1].startswith("train: 100/100 iteration (100 %), 1 min 40 s elapsed")
+
+
+def test_bytes_and_unknown_totals():
+    log = io.StringIO()
+    with progress((), "download", "B", stream=log) as bar:
+        bar.update(2_500_000)
+    assert log.getvalue().startswith("download: 2.5 MB, ")
+
+
+def test_terminal_gets_a_bar():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    assert list(progress([1, 2], "verify", "image", stream=terminal)) == [1, 2]
+    assert "\r" in terminal.getvalue()
+    assert "2/2" in terminal.getvalue()
+
+
+def test_the_display_ends_when_the_loop_breaks():
+    log = io.StringIO()
+    with pytest.raises(ZeroDivisionError):
+        for step in progress([1, 0], "verify", "image", stream=log):
+            assert 1 // step
+    assert log.getvalue().startswith("verify: 1/2 image")
