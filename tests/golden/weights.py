@@ -161,3 +161,13 @@ def tiny_output_weights() -> list[torch.Tensor]:
 def slide_input() -> torch.Tensor:
     """The image of golden_slide, 1×3×100×150."""
     return noise((1, 3, 100, 150), 6)
+
+
+def train_batches() -> tuple[torch.Tensor, torch.Tensor]:
+    """Ten batches of golden_train: images 10×2×3×64×64, labels 10×2×1×64×64 (255 is ignored)."""
+    generator = torch.Generator().manual_seed(12)
+    images = torch.randn((10, 2, 3, 64, 64), generator=generator)
+    blocks = torch.randint(0, CLASSES, (10, 2, 1, 8, 8), generator=generator)
+    labels = blocks.repeat_interleave(8, dim=-2).repeat_interleave(8, dim=-1)
+    labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
+    return images, labels
