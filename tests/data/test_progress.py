@@ -1,7 +1,5 @@
 import io
 
-import pytest
-
 import cae_seg.progress as module
 from cae_seg.progress import progress
 
@@ -47,7 +45,7 @@ def test_terminal_gets_a_bar():
 
 def test_the_display_ends_when_the_loop_breaks():
     log = io.StringIO()
-    with pytest.raises(ZeroDivisionError):
-        for step in progress([1, 0], "verify", "image", stream=log):
-            assert 1 // step
-    assert log.getvalue().startswith("verify: 1/2 image")
+    for step in progress([1, 2, 3], "verify", "image", stream=log):
+        if step == 2:
+            break
+    assert log.getvalue().startswith("verify: 1/3 image")

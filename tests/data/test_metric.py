@@ -1,0 +1,64 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cae_seg.data.metric import areas, confusion, scores
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "eval.npz"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(GOLDEN)
+
+
+@pytest.fixture(scope="module")
+def pairs(golden):
+    def reduce(raw):  # 0 and 255 are ignored, 1 … 150 become 0 … 149
+        return np.where((raw == 0) | (raw == 255), 255, raw - 1)
+
+    return [
+        (torch.from_numpy(golden[f"pred{i}"]), torch.from_numpy(reduce(golden[f"label_raw{i}"])))
+        for i in range(20)
+    ]
+
+
+def test_areas_of_every_image_equal_the_published_ones(golden, pairs):
+    measured = np.stack([areas(confusion(*pair)).numpy() for pair in pairs])
+    assert np.array_equal(measured, golden["per_image"])
+    assert np.array_equal(measured.sum(0), golden["total"])
+
+
+def test_scores_equal_the_published_ones(golden, pairs):
+    measured = scores(sum(confusion(*pair) for pair in pairs))
+    for ours, theirs in (("IoU", "iou"), ("Acc", "acc")):
+        assert np.array_equal(np.isnan(measured[ours]), np.isnan(golden[theirs]))
+        np.testing.assert_allclose(measured[ours] / 100, golden[theirs], rtol=0, atol=1e-12)
+    for name in ("mIoU", "mAcc", "aAcc"):
+        assert abs(measured[name] / 100 - float(golden[name])) < 1e-12
+
+
+def test_arguments_stay_as_they_were(pairs):
+    pred, label = (tensor.clone() for tensor in pairs[0])
+    confusion(pred, label)
+    assert torch.equal(pred, pairs[0][0])
+    assert torch.equal(label, pairs[0][1])
+
+
+def test_types_and_shapes_do_not_matter(pairs):
+    pred, label = pairs[0]
+    expected = confusion(pred, label)
+    assert torch.equal(confusion(pred.long()[None], label.int()[None]), expected)
+
+
+def test_nothing_but_ignored_pixels_gives_no_score():
+    counts = confusion(torch.zeros(3, 3, dtype=torch.uint8), torch.full((3, 3), 255))
+    assert counts.sum() == 0
+    assert np.isnan(scores(counts)["mIoU"])
+
+
+def test_shapes_that_differ_are_refused():
+    with pytest.raises(ValueError, match="differ"):
+        confusion(torch.zeros(2, 2), torch.zeros(2, 3))
