@@ -1,0 +1,101 @@
+"""Batch normalisation over all ranks, on whatever device they run."""
+
+import torch
+import torch.distributed as dist
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from cae_seg.errors import UserError
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce by sum; the gradient of a sum over ranks is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor, group) -> Tensor:
+        ctx.group = group
+        total = value.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+@MODELS.register_module()
+class AnyDeviceSyncBN(nn.SyncBatchNorm):
+    """`nn.SyncBatchNorm` that also works on CPUs, with one process and with several.
+
+    Parameters, buffers and results are those of `nn.SyncBatchNorm`; on CUDA it is that code. On
+    the CPU torch refuses to synchronise: there the statistics are summed over the ranks (gloo) by
+    a differentiable all-reduce, so that the gradients are those of the whole batch on one process.
+
+    Raises:
+        UserError: training with one value per channel in all (one image on one process through a
+            1×1 pooling branch), of which there is no variance.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (N, C, …) per channel; the shape stays."""
+        ranks = self._ranks()
+        if self.training and ranks == 1 and input.numel() == input.size(1):
+            raise UserError(
+                "batch of one image: batch normalisation after 1×1 pooling needs two or more "
+                "images in a forward pass; raise the images per GPU (or the number of GPUs)"
+            )
+        if self.training and ranks > 1 and input.device.type == "cpu":
+            return self._forward_ranks(input)
+        if ranks == 1 or not self.training:
+            return self._forward_alone(input)
+        return super().forward(input)
+
+    def _ranks(self) -> int:
+        if not (dist.is_available() and dist.is_initialized()):
+            return 1
+        return dist.get_world_size(self.process_group)
+
+    def _momentum(self) -> float:
+        """Count the batch; return the weight of its statistics in the running ones."""
+        if not (self.training and self.track_running_stats):
+            return 0.0 if self.momentum is None else self.momentum
+        self.num_batches_tracked.add_(1)
+        return 1.0 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+
+    def _forward_alone(self, x: Tensor) -> Tensor:
+        tracked = not self.training or self.track_running_stats
+        return nn.functional.batch_norm(
+            x,
+            self.running_mean if tracked else None,
+            self.running_var if tracked else None,
+            self.weight,
+            self.bias,
+            self.training or self.running_mean is None,
+            self._momentum(),
+            self.eps,
+        )
+
+    def _forward_ranks(self, x: Tensor) -> Tensor:
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        per_channel = [-1 if axis == 1 else 1 for axis in range(x.dim())]
+        count = x.new_full((1,), x.numel() // x.size(1))
+        summed = _SumOverRanks.apply(torch.cat([x.sum(axes), count]), self.process_group)
+        count, mean = summed[-1].detach(), summed[:-1] / summed[-1].detach()
+        centred = x - mean.view(per_channel)
+        squares = _SumOverRanks.apply(centred.square().sum(axes), self.process_group)
+        var = squares / count
+        self._track(mean.detach(), squares.detach() / (count - 1))
+        scale = torch.rsqrt(var + self.eps)
+        if self.weight is None:
+            return centred * scale.view(per_channel)
+        scale = scale * self.weight
+        return centred * scale.view(per_channel) + self.bias.view(per_channel)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, unbiased_var: Tensor) -> None:
+        momentum = self._momentum()
+        if self.track_running_stats:
+            self.running_mean.lerp_(mean.to(self.running_mean), momentum)
+            self.running_var.lerp_(unbiased_var.to(self.running_var), momentum)

@@ -1,0 +1,119 @@
+"""Drop path and channel dropout whose masks depend on the sample, not on the machine.
+
+torch draws masks from one stream per process, so the same batch cut otherwise over processes,
+devices or micro-batches is trained with other noise. Here the mask of a sample is a function of
+(seed, iteration, module, position in the global batch). The training loop calls `set_randomness`
+before each (micro-)batch; the masks then lie ready as tensors, so that gradient checkpointing
+recomputes with the same ones and a compiled graph reads them as plain inputs.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Keeps these streams apart from those of augmentation and sample order, which share the run's seed.
+_STREAM = 0x6D61736B
+
+
+class _SampleMask(nn.Module):
+    """Multiply by a mask per sample in train mode; the identity in eval mode.
+
+    Args:
+        drop_prob: probability of a zero; kept entries are divided by 1 - drop_prob.
+        width: mask entries per sample.
+    """
+
+    def __init__(self, drop_prob: float, width: int) -> None:
+        super().__init__()
+        if not 0 <= drop_prob < 1:
+            raise ValueError(f"drop_prob: {drop_prob} is not in [0, 1)")
+        self.drop_prob = float(drop_prob)
+        self.width = width
+        # No buffer: DistributedDataParallel would overwrite it with that of rank 0.
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` (samples first) masked; the shape stays."""
+        if not self.training or self.drop_prob == 0:
+            return x
+        mask = self._random_mask(x) if self.mask is None else self.mask
+        if len(mask) != len(x):
+            raise RuntimeError(
+                f"masks were set for {len(mask)} samples, the batch has {len(x)}: "
+                "call set_randomness before each batch"
+            )
+        return x * mask.to(x.dtype).view(len(x), self.width, *[1] * (x.dim() - 2))
+
+    def _random_mask(self, x: Tensor) -> Tensor:
+        keep = 1 - self.drop_prob
+        return x.new_empty(len(x), self.width).bernoulli_(keep).div_(keep)
+
+    def extra_repr(self) -> str:
+        """Name the probability in the printed model."""
+        return f"drop_prob={self.drop_prob:g}"
+
+
+class SampleDropPath(_SampleMask):
+    """Stochastic depth: zero a residual branch for whole samples.
+
+    Input and output: (samples, …) with at least two dimensions.
+    """
+
+    def __init__(self, drop_prob: float = 0.0) -> None:
+        super().__init__(drop_prob, width=1)
+
+
+class SampleDropout2d(_SampleMask):
+    """Zero whole channels of single samples, as `nn.Dropout2d` does.
+
+    Input and output: (samples, channels, height, width).
+    """
+
+    def __init__(self, drop_prob: float, channels: int) -> None:
+        super().__init__(drop_prob, width=channels)
+
+
+def set_randomness(
+    model: nn.Module, *, seed: int, iteration: int, first_sample: int, samples: int, total: int
+) -> None:
+    """Fill the masks of all stochastic modules for one (micro-)batch.
+
+    Args:
+        model: any module; its `SampleDropPath` and `SampleDropout2d` are numbered in the order of
+            `model.modules()`.
+        seed: seed of the run, not negative.
+        iteration: iteration of the optimiser, from 0.
+        first_sample: position of the first sample of this batch in the global batch.
+        samples: number of samples in this batch.
+        total: samples in the global batch.
+    """
+    if not 0 <= first_sample <= first_sample + samples <= total:
+        raise ValueError(
+            f"samples {first_sample}…{first_sample + samples} lie outside the batch of {total}"
+        )
+    modules = [module for module in model.modules() if isinstance(module, _SampleMask)]
+    active = [(i, module) for i, module in enumerate(modules) if module.drop_prob > 0]
+    if not active:
+        return
+    rows = slice(first_sample, first_sample + samples)
+    masks = [_draw(module, (seed, iteration, index), total)[rows] for index, module in active]
+    # One transfer for all: a copy per module would cost more than the forward of a small one.
+    flat = torch.from_numpy(np.concatenate([mask.reshape(-1) for mask in masks]))
+    flat = flat.to(next(model.parameters()).device, non_blocking=True)
+    for (_, module), part in zip(active, flat.split([m.size for m in masks]), strict=True):
+        module.mask = part.view(samples, module.width)
+
+
+def clear_randomness(model: nn.Module) -> None:
+    """Forget the masks: modules in train mode draw from torch's generator again."""
+    for module in model.modules():
+        if isinstance(module, _SampleMask):
+            module.mask = None
+
+
+def _draw(module: _SampleMask, key: tuple[int, int, int], total: int) -> np.ndarray:
+    """Return the mask of the global batch, (total, width), scaled by 1 / keep."""
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((_STREAM, *key))))
+    keep = 1 - module.drop_prob
+    kept = generator.random((total, module.width), dtype=np.float32) < keep
+    return kept.astype(np.float32) / np.float32(keep)
