@@ -284,7 +284,9 @@ def start(cluster: Cluster, daemon: str) -> None:
     if daemon == "munged":
         names = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid"}
         names |= {"log-file": "log/munged.log", "seed-file": "munge.seed"}
-        cluster.run("munged", "--force", *(f"--{key}={root / value}" for key, value in names.items()))
+        cluster.run(
+            "munged", "--force", *(f"--{key}={root / value}" for key, value in names.items())
+        )
     elif daemon == "mariadbd":
         start_database(cluster)
     elif daemon.startswith("slurmd-"):
