@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 from mmengine.dist import get_dist_info
-from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.registry import DATA_SAMPLERS
+from mmseg.registry import DATASETS
 from torch.utils.data import Dataset, Sampler
 
 from cae_seg.errors import UserError
