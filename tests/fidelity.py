@@ -1,7 +1,7 @@
 """Measured distances from the published code, asserted in the tests and rendered as a table.
 
-    CAE_SEG_FIDELITY=fidelity.jsonl pytest tests/models tests/data
-    python tests/fidelity.py fidelity.jsonl
+CAE_SEG_FIDELITY=fidelity.jsonl pytest tests/models tests/data
+python tests/fidelity.py fidelity.jsonl
 """
 
 import json
