@@ -150,11 +150,20 @@ class Report:
 
 
 def _in_short(names: Iterable[str]) -> str:
-    """Join names, those that differ by the block alone as one: `blocks.*.gamma_1 ×12`."""
-    counts = collections.Counter(re.sub(r"blocks\.\d+", "blocks.*", name) for name in names)
-    shown = [name if n == 1 else f"{name} ×{n}" for name, n in counts.items()]
-    more = f", … {len(shown) - 8} more" if len(shown) > 8 else ""
-    return ", ".join(shown[:8]) + more
+    """Join names, those of one kind as one: `blocks.*.gamma_1 ×12, fpn1.* ×8, mask_token`."""
+    kinds = collections.defaultdict(list)
+    for name in names:
+        in_block = name.startswith("blocks.")
+        kinds[re.sub(r"^blocks\.\d+", "blocks.*", name) if in_block else name.split(".")[0]].append(
+            name
+        )
+    shown = [
+        members[0]
+        if len(members) == 1
+        else f"{kind if '.' in kind else kind + '.*'} ×{len(members)}"
+        for kind, members in kinds.items()
+    ]
+    return ", ".join(shown[:8]) + (f", … {len(shown) - 8} more" if len(shown) > 8 else "")
 
 
 @dataclass

@@ -133,7 +133,7 @@ def slide() -> dict[str, torch.Tensor]:
 
 
 def train() -> dict[str, torch.Tensor]:
-    """Segmentor parameters at the start of golden_train: batch statistics are reset after drawing."""
+    """Segmentor parameters at the start of golden_train: batch statistics reset after drawing."""
     sd = draw(segmentor_shapes(), 11, _strong)
     for name, tensor in sd.items():
         if name.endswith("running_mean"):
