@@ -372,7 +372,7 @@ class _Loader(yaml.CSafeLoader):
 
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
-        content = yaml.load(text, _Loader)  # noqa: S506
+        content = yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{path}:{line}: is not a valid sheet ({error.problem})") from error

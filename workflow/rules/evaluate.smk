@@ -1,0 +1,43 @@
+rule evaluate:
+    input:
+        data="<data>/manifest.json",
+        run="<results>/{experiment}/seed_{seed}/run.json",
+        config="<results>/{experiment}/seed_{seed}/config.py",
+    output:
+        metrics="<results>/{experiment}/seed_{seed}/metrics.json",
+    log:
+        "<results>/logs/evaluate/{experiment}_seed{seed}.log",
+    benchmark:
+        "<results>/benchmarks/evaluate/{experiment}_seed{seed}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: lambda wildcards: min(8, cpus(wildcards))
+    resources:
+        gpu=lambda wildcards: min(1, row(wildcards).gpus),
+        nodes=1,
+        mem_mb=24000,
+        runtime="4h",
+    params:
+        weights=work_weights,
+        machine=device_options,
+    message:
+        "Evaluate {wildcards.experiment}, seed {wildcards.seed}"
+    shell:
+        "cae-seg evaluate {input.config} {params.weights} --data {input.data}"
+        " --name {wildcards.experiment} --seed {wildcards.seed} {params.machine}"
+        " --out {output.metrics} 2>&1 | tee {log}"
+
+
+rule summarise:
+    input:
+        metrics=of_seeds("<results>/{experiment}/seed_{seed}/metrics.json"),
+    output:
+        metrics="<results>/{experiment}/metrics.json",
+    log:
+        "<results>/logs/summarise/{experiment}.log",
+    conda:
+        "../../environment.yml"
+    message:
+        "Join the seeds of {wildcards.experiment}"
+    shell:
+        "cae-seg summarise --out {output.metrics} {input.metrics} 2>&1 | tee {log}"

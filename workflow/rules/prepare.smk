@@ -1,0 +1,61 @@
+rule make_demo:
+    output:
+        archive="data/demo/ADEChallengeData2016.zip",
+        short="data/demo/checkpoints/cae_tiny_300e.pth",
+        long="data/demo/checkpoints/cae_tiny_1600e.pth",
+    log:
+        "data/demo/make_demo.log",
+    conda:
+        "../../environment.yml"
+    params:
+        folder=subpath(output.short, parent=True),
+        seed=0,
+    message:
+        "Draw the demo's images and checkpoints"
+    shell:
+        "cae-seg prepare demo --archive {output.archive} --checkpoints {params.folder}"
+        " --seed {params.seed} 2>&1 | tee {log}"
+
+
+rule prepare_data:
+    input:
+        archive=archive,
+    output:
+        manifest="<data>/manifest.json",
+    log:
+        "<results>/logs/prepare_data/data.log",
+    benchmark:
+        "<results>/benchmarks/prepare_data/data.tsv"
+    conda:
+        "../../environment.yml"
+    params:
+        source=SHEET.data.source,
+        root=subpath(output.manifest, parent=True),
+        sha256=flag("sha256", SHEET.data.sha256),
+        expected=expected_images,
+    message:
+        "Extract and verify {params.source}"
+    shell:
+        "cae-seg prepare data --source {params.source:q} --root {params.root:q}"
+        " --manifest {output.manifest:q} {params.sha256} --expected {params.expected}"
+        " 2>&1 | tee {log}"
+
+
+rule inspect_checkpoint:
+    input:
+        checkpoint=checkpoint_file,
+    output:
+        report="<results>/{experiment}/checkpoint.json",
+    log:
+        "<results>/logs/inspect_checkpoint/{experiment}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        source=of_row("checkpoint"),
+        config=of_row("config"),
+        sha256=lambda wildcards: flag("sha256", row(wildcards).checkpoint_sha256),
+    message:
+        "Inspect the checkpoint of {wildcards.experiment}: {params.source}"
+    shell:
+        "cae-seg prepare checkpoint {params.source:q} --config {params.config} {params.sha256}"
+        " --out {output.report} 2>&1 | tee {log}"
