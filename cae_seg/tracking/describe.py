@@ -1,0 +1,134 @@
+"""A run's files in MLflow's words: parameters, tags, points of curves. Knows no server."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cae_seg.run_folder import Record
+
+# Names with a slash are drawn in groups by the UI; mIoU stays plain, it is the column to sort by.
+TRAIN_NAMES = {
+    "loss": "train/loss",
+    "decode.loss_seg": "train/decode_loss",
+    "decode.acc_seg": "train/decode_accuracy",
+    "aux.loss_seg": "train/auxiliary_loss",
+    "aux.acc_seg": "train/auxiliary_accuracy",
+    "lr": "train/learning_rate",
+    "grad_norm": "train/gradient_norm",
+    "loss_scale": "train/loss_scale",
+    "images_per_second": "speed/images_per_second",
+    "data_seconds": "speed/data_seconds",
+    "gpu_memory_mb": "speed/gpu_memory_mb",
+}
+SCORES = ("mIoU", "mAcc", "aAcc")
+LABELS = ("backbone", "method", "pretraining_epochs", "learning_rate", "published_miou")
+IDENTITY, BEGUN, FOLDER, DELIVERED = (
+    f"cae_seg.{name}" for name in ("identity", "begun", "folder", "delivered")
+)
+
+
+class Point(NamedTuple):
+    """One value of one curve."""
+
+    key: str
+    value: float
+    time: int  # milliseconds since 1970
+    step: int
+
+
+def curve_points(record: Record) -> list[Point]:
+    """Return every point that a run logged, in the order of its iterations."""
+    points = []
+    for iteration, line in record.train.items():
+        names = ((TRAIN_NAMES.get(name, f"train/{name}"), name) for name in _numbers(line))
+        points += [_point(key, line[name], line["time"], iteration) for key, name in names]
+    for iteration, line in record.evaluations.items():
+        points += [_point(n, line[n], line["time"], iteration) for n in SCORES if n in line]
+    return sorted(points, key=lambda point: (point.step, point.time))
+
+
+def _numbers(line: dict[str, Any]) -> Iterator[str]:
+    for name, value in line.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and name not in ("iteration", "time"):
+            yield name
+
+
+def _point(key: str, value: float, seconds: float, step: int) -> Point:
+    return Point(key, float(value), round(seconds * 1000), step)
+
+
+def final_points(facts: dict[str, Any], metrics: dict[str, Any] | None, time: int) -> list[Point]:
+    """Return the scores of the final weights, which are those of the results table."""
+    if metrics is None:
+        return []
+    step = facts["iterations"]
+    return [Point(f"final/{name}", float(metrics[name]), time, step) for name in SCORES]
+
+
+def run_name(facts: dict[str, Any]) -> str:
+    """Return what the UI lists the run as."""
+    return f"{facts.get('experiment') or facts['config']}_seed{facts['seed']}"
+
+
+def parameters(facts: dict[str, Any], labels: dict[str, Any]) -> dict[str, str]:
+    """Return what decides a run's numbers, by the names of the columns to compare by."""
+    checkpoint = facts.get("checkpoint") or {}
+    values = {
+        "backbone": labels.get("backbone"),
+        "pretraining_method": labels.get("method"),
+        "pretraining_epochs": labels.get("pretraining_epochs"),
+        "learning_rate": labels.get("learning_rate", facts["learning_rate"]),
+        "layer_decay": facts.get("layer_decay"),
+        "drop_path": facts.get("drop_path"),
+        "seed": facts["seed"],
+        "batch": facts.get("batch", {}).get("total"),
+        "iterations": facts["iterations"],
+        "deterministic": facts.get("deterministic"),
+        "config": facts["config"],
+        "data_fingerprint": facts.get("data", {}).get("fingerprint"),
+        "checkpoint_sha256": checkpoint.get("sha256"),
+        "checkpoint_path": checkpoint.get("path"),
+    }
+    return {key: str(value)[:6000] for key, value in values.items() if value is not None}
+
+
+def tags(facts: dict[str, Any], labels: dict[str, Any], sheet: Path | None) -> dict[str, str]:
+    """Return what may differ between the attempts of one run: machine, batch split, code."""
+    batch, device, code = (facts.get(key) or {} for key in ("batch", "device", "code"))
+    split = "{ranks} × {per_rank}, micro-batch {micro}, accumulation {accumulation}"
+    values = {
+        "precision": facts.get("precision"),
+        "device": device.get("name"),
+        "device_count": device.get("count"),
+        "batch_split": split.format_map({"ranks": 1, "accumulation": 1} | batch)
+        if "per_rank" in batch and "micro" in batch
+        else None,
+        "fast_paths": ", ".join(facts.get("fast_paths") or []) or None,
+        "slurm_job_ids": ", ".join(str(job) for job in facts.get("slurm_job_ids") or []) or None,
+        "attempts": facts.get("attempts"),
+        "gpu_hours": facts.get("gpu_hours"),
+        "git_commit": code.get("commit"),
+        "git_dirty": code.get("dirty"),
+        "code_fingerprint": code.get("fingerprint"),
+        "versions": json.dumps(facts["versions"]) if facts.get("versions") else None,
+        "experiment": facts.get("experiment"),
+        "sheet": sheet.stem if sheet else None,
+        "published_miou": labels.get("published_miou"),
+        "mlflow.source.name": facts["config"],
+        "mlflow.source.git.commit": code.get("commit"),
+    }
+    return {key: str(value)[:5000] for key, value in values.items() if value is not None}
+
+
+def labels_of(facts: dict[str, Any], sheet: Path | None) -> dict[str, Any]:
+    """Return what the sheet says of a run; nothing if the run is not in it."""
+    if sheet is None or facts.get("experiment") is None:
+        return {}
+    from cae_seg.experiments import load_sheet
+
+    for row in load_sheet(sheet).experiments:
+        if row.name == facts["experiment"]:
+            return {name: getattr(row, name) for name in LABELS}
+    return {}

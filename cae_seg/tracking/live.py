@@ -1,0 +1,167 @@
+"""Stream a run to a tracking server while it trains, from a process of its own."""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cae_seg.errors import UserError
+from cae_seg.run_folder import open_run
+from cae_seg.tracking.deliver import Delivery, insist
+from cae_seg.tracking.describe import labels_of
+from cae_seg.tracking.store import StoreUnavailable, is_server, public_uri, tracking_uri
+
+LONGEST_PAUSE = 300.0
+LAST_WORD_SECONDS = 20.0
+SYSTEM_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def following(work_dir: Path, *, sheet: Path | None = None) -> Iterator[None]:
+    """Stream what is trained inside this context, if `MLFLOW_TRACKING_URI` names a server.
+
+    The stream is a process of its own: nothing that happens to it or to the server reaches the
+    training. The embedded SQLite is left alone, it gets everything from `track` at the end.
+    """
+    if not is_server(tracking_uri()) or os.environ.get("SLURM_PROCID", "0") != "0":
+        yield
+        return
+    command = [sys.executable, "-m", "cae_seg.cli", "track", "--follow", str(work_dir)]
+    process = subprocess.Popen([*command, *(["--sheet", str(sheet)] if sheet else [])])
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(LAST_WORD_SECONDS + 15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def follow(
+    run_dir: Path,
+    *,
+    sheet: Path | None = None,
+    uri: str | None = None,
+    poll: float = 5.0,
+    stop: threading.Event | None = None,
+) -> dict[str, Any]:
+    """Stream a run's record to MLflow until SIGTERM, `stop`, or the end of the parent process.
+
+    While the server is away it warns once and tries again with growing pauses; what was missed
+    follows in order. What is still missing at the end is left to `track`.
+
+    Args:
+        run_dir: a seed's folder or a work dir; the run may still have to begin.
+        sheet: the experiment sheet, for backbone and pretraining.
+        uri: MLflow's address; `tracking_uri()` unless told.
+        poll: seconds between two looks at the record.
+        stop: ends the stream when set.
+
+    Returns:
+        `points_sent`, and whether everything that was logged is `delivered`.
+    """
+    stream = _Stream(Path(run_dir), sheet, uri or tracking_uri())
+    stop = stop or _stop_on_signal()
+    parent, pause = os.getppid(), poll
+    while not stop.wait(pause) and os.getppid() == parent:
+        pause = poll if stream.advance() else min(LONGEST_PAUSE, pause * 2)
+    return stream.end()
+
+
+def _stop_on_signal() -> threading.Event:
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # A Ctrl-C goes to the whole group; training stops in order and then ends us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return stop
+
+
+class _Stream:
+    """The state of one `follow`."""
+
+    def __init__(self, path: Path, sheet: Path | None, uri: str) -> None:
+        self._path, self._sheet, self._uri = path, sheet, uri
+        self._delivery: Delivery | None = None
+        self._system: Any = None
+        self._warned = False
+        self._sent = 0
+
+    def advance(self) -> bool:
+        """Send what is new; return False while the server is away."""
+        run = open_run(self._path)
+        if not run.exists or run.record().begun is None:
+            return True
+        if self._delivery is None:
+            labels = self._labels(run.facts())
+            self._delivery = Delivery(run, self._uri, labels, self._sheet)
+        try:
+            self._sent += self._delivery.deliver_live()
+        except StoreUnavailable as error:
+            self._warn(error)
+            return False
+        self._watch_system()
+        return True
+
+    def _labels(self, facts: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return labels_of(facts, self._sheet)
+        except UserError as error:
+            logger.warning("%s; the run is streamed without its labels", error)
+            return {}
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            uri = public_uri(self._uri)
+            logger.warning("%s is away (%s); training goes on, I keep trying", uri, error)
+        self._warned = True
+
+    def _watch_system(self) -> None:
+        """Let MLflow sample CPU, memory, disk, network and GPUs; its thread ends at any error."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        thread = self._system and self._system._process
+        if thread is None or not thread.is_alive():
+            self._system = SystemMetricsMonitor(
+                self._delivery.run_id,
+                sampling_interval=SYSTEM_SECONDS,
+                resume_logging=True,
+                tracking_uri=self._uri,
+            )
+            self._system.start()
+
+    def end(self) -> dict[str, Any]:
+        """Try for a short while to send the rest."""
+        run = open_run(self._path)
+        if self._system is not None:
+            self._system.finish()
+        if not run.exists:
+            return {"delivered": True, "points_sent": 0}
+        try:
+            insist(self._last_word, LAST_WORD_SECONDS)
+        except StoreUnavailable as error:
+            self._warn(error)
+            return {"delivered": False, "points_sent": self._sent}
+        return {"delivered": True, "points_sent": self._sent}
+
+    def _last_word(self) -> None:
+        run = open_run(self._path)
+        if self._delivery is None:
+            self._delivery = Delivery(run, self._uri, self._labels(run.facts()), self._sheet)
+        self._delivery.run = run
+        if run.finished:
+            self._sent += self._delivery.deliver_all()["points_sent"]
+            return
+        self._sent += self._delivery.deliver_live()
+        events = run.record().events
+        if events and events[-1]["event"] == "stop":
+            self._delivery.pause()

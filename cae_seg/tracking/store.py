@@ -1,0 +1,247 @@
+"""Which MLflow, and the embedded one: an SQLite file under `results/` with artifacts beside it."""
+
+import contextlib
+import json
+import logging
+import os
+import sqlite3
+import sys
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from cae_seg.errors import UserError
+from cae_seg.files import atomic_write_text
+
+EXPERIMENT = "cae-seg"
+LOCK_SECONDS = 600.0
+# MLflow's own retries take many minutes; ours know how long a caller is willing to wait.
+QUIET_MLFLOW = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "CRITICAL",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+
+
+class StoreUnavailable(Exception):
+    """MLflow could not be reached or refused.
+
+    Attributes:
+        passing: whether waiting may help (a server that is down, a locked database).
+    """
+
+    def __init__(self, message: str, *, passing: bool) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+def tracking_uri() -> str:
+    """Return `MLFLOW_TRACKING_URI`, or the embedded store below the working folder."""
+    default = f"sqlite:///{Path('results/mlflow.db').absolute()}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def is_server(uri: str) -> bool:
+    """Say whether `uri` names a tracking server, which can take a live stream."""
+    return uri.startswith(("http://", "https://"))
+
+
+def public_uri(uri: str) -> str:
+    """Return `uri` without the password it may carry."""
+    parts = urllib.parse.urlsplit(uri)
+    if parts.password is None:
+        return uri
+    host = parts.hostname + (f":{parts.port}" if parts.port else "")
+    return parts._replace(netloc=f"{parts.username}:***@{host}").geturl()
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Return the file of an SQLite store, None for any other store."""
+    prefix = "sqlite:///"
+    return Path(uri.removeprefix(prefix)) if uri.startswith(prefix) else None
+
+
+def quieten_mlflow() -> None:
+    """Set MLflow up to send nothing home, to give up early and to leave the terminal alone."""
+    for name, value in QUIET_MLFLOW.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("alembic").setLevel(logging.CRITICAL)
+
+
+def ensure_store(uri: str | None = None) -> None:
+    """Create the embedded store, or bring an older one up to date.
+
+    Processes that make first use of a fresh SQLite database together break it for good, so every
+    use of it passes here first, one at a time. Before an upgrade the old file is copied.
+
+    Raises:
+        StoreUnavailable: the database cannot be written, or is locked all the time.
+    """
+    uri = uri or tracking_uri()
+    path = sqlite_path(uri)
+    if path is None:
+        return
+    quieten_mlflow()
+    with _one_at_a_time(path):
+        if _stamp(path) != _read_stamp(path):
+            _upgrade(uri, path)
+            find_experiment(make_client(uri), uri)
+            atomic_write_text(_stamp_path(path), json.dumps(_stamp(path)))
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS), reaching_mlflow():
+            yield
+    except Timeout as error:
+        raise StoreUnavailable(f"{path}.lock is held by another process", passing=True) from error
+    except (OSError, UserError) as error:
+        raise StoreUnavailable(
+            f"{path.parent} cannot be written: {error}", passing=False
+        ) from error
+
+
+def _stamp_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.ready")
+
+
+def _stamp(path: Path) -> dict[str, str | None]:
+    """Say which MLflow uses which schema, without the seconds that asking MLflow takes."""
+    from importlib.metadata import version
+
+    return {"mlflow": version("mlflow"), "schema": _schema(path)}
+
+
+def _read_stamp(path: Path) -> dict[str, str] | None:
+    try:
+        return json.loads(_stamp_path(path).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _schema(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
+        try:
+            row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                return None
+            raise
+    return row[0] if row else None
+
+
+def _upgrade(uri: str, path: Path) -> None:
+    import mlflow.db
+
+    before = _schema(path)
+    if before is not None:
+        with (
+            contextlib.closing(sqlite3.connect(path)) as old,
+            contextlib.closing(sqlite3.connect(f"{path}.before-upgrade")) as copy,
+        ):
+            old.backup(copy)
+    mlflow.db.commands(["upgrade", uri], standalone_mode=False)
+    if before in (None, _schema(path)):
+        Path(f"{path}.before-upgrade").unlink(missing_ok=True)
+
+
+def make_client(uri: str) -> Any:
+    """Return an `MlflowClient` for `uri`."""
+    quieten_mlflow()
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri, registry_uri=uri)
+
+
+def find_experiment(client: Any, uri: str) -> str:
+    """Return the id of our MLflow experiment, created if need be."""
+    from mlflow.exceptions import MlflowException
+
+    path = sqlite_path(uri)
+    artifacts = path.with_name("mlartifacts").absolute().as_uri() if path else None
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            return client.create_experiment(name, artifact_location=artifacts, tags=kind)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return found.experiment_id
+
+
+@contextlib.contextmanager
+def reaching_mlflow() -> Iterator[None]:
+    """Turn what MLflow, its database and its transport raise into `StoreUnavailable`."""
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        refused = error.error_code in (
+            "INVALID_PARAMETER_VALUE",
+            "BAD_REQUEST",
+            "PERMISSION_DENIED",
+        )
+        raise StoreUnavailable(
+            _first_line(error), passing=_may_pass(error) and not refused
+        ) from error
+    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
+        raise StoreUnavailable(_first_line(error), passing=_may_pass(error)) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    text = str(error).lower()
+    return not any(word in text for word in ("readonly database", "unable to open", "malformed"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def ui_command(uri: str | None = None, *, port: int = 5000) -> list[str]:
+    """Return the command that serves the MLflow UI of the embedded store, on loopback only.
+
+    Raises:
+        UserError: `MLFLOW_TRACKING_URI` names a server, which has a UI of its own.
+    """
+    uri = uri or tracking_uri()
+    if is_server(uri):
+        raise UserError(f"MLFLOW_TRACKING_URI: the UI of this server is at {public_uri(uri)}")
+    try:
+        ensure_store(uri)
+    except StoreUnavailable as error:
+        raise UserError(f"{public_uri(uri)}: {error}; free or move the file") from error
+    path = sqlite_path(uri)
+    root = (
+        ["--default-artifact-root", str(path.with_name("mlartifacts").absolute())] if path else []
+    )
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # `env` and not our own environment, because the command outlives this process.
+    quiet = ["env", "MLFLOW_DISABLE_TELEMETRY=true"]
+    return [
+        *quiet,
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        *root,
+        *options,
+    ]
