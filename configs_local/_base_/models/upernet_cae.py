@@ -2,18 +2,17 @@
 
 norm_cfg = dict(type="AnyDeviceSyncBN", requires_grad=True)
 
-data_preprocessor = dict(
-    type="SegDataPreProcessor",
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-    size=(512, 512),
-    pad_val=0,  # after normalisation: the mean colour
-    seg_pad_val=255,
-)
 model = dict(
     type="CAESegmentor",
-    data_preprocessor=data_preprocessor,
+    data_preprocessor=dict(
+        type="SegDataPreProcessor",
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        size=(512, 512),
+        pad_val=0,  # after normalisation: the mean colour
+        seg_pad_val=255,
+    ),
     pretrained=None,  # path of a checkpoint; docs/checkpoints.md lists the layouts
     backbone=dict(
         type="CAE",
