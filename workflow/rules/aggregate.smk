@@ -10,6 +10,8 @@ rule write_table:
         "<results>/logs/write_table/table.log",
     conda:
         "../../environment.yml"
+    params:
+        code=code_fingerprint(),
     message:
         "Write {output.table}"
     shell:
@@ -51,7 +53,7 @@ rule write_report:
     conda:
         "../../environment.yml"
     params:
-        sheet=str(SHEET.path),
+        sheet=sheet_file,
     message:
         "Write {output.report}"
     shell:

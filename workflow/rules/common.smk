@@ -1,10 +1,10 @@
 import shlex
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
-
+from cae_seg.engine.provenance import code_fingerprint
 from cae_seg.errors import UserError
 from cae_seg.experiments import Experiment, Sheet, load_sheet
+from cae_seg.files import read_json
 
 
 def read_sheet() -> Sheet:
@@ -12,7 +12,7 @@ def read_sheet() -> Sheet:
     try:
         return load_sheet(config["sheet"])
     except UserError as error:
-        raise WorkflowError(str(error)) from error
+        raise SystemExit(f"error: {error}")
 
 
 SHEET = read_sheet()
@@ -24,7 +24,7 @@ def row(wildcards) -> Experiment:
     try:
         return ROWS.get(wildcards.experiment) or SHEET.experiment(wildcards.experiment)
     except UserError as error:
-        raise WorkflowError(str(error)) from error
+        raise SystemExit(f"error: {error}")
 
 
 def of_row(key: str):
@@ -65,17 +65,18 @@ def recipe_options(wildcards) -> str:
     return " ".join(part for part in flags if part)
 
 
-# Functions of `resources` are no trigger: a run on other hardware is the same run.
+# Parameters that depend on `resources` are no reason to run again: other hardware, same run.
 def machine_options(wildcards, resources) -> str:
     """Return the hardware options of a training."""
-    found = row(wildcards)
-    images = flag("images-per-gpu", found.images_per_gpu)
+    images = flag("images-per-gpu", row(wildcards).images_per_gpu)
     return f"{device_options(wildcards, resources)} --nodes {resources.nodes} {images}".strip()
 
 
 def device_options(wildcards, resources) -> str:
-    """Return the device options of a job that was given `resources.gpu` GPUs."""
-    return f"--device {row(wildcards).device} --gpus {resources.gpu}"
+    """Return the device options of a job that was given `resources.gpu` GPUs over its nodes."""
+    if not resources.gpu:
+        return "--device cpu"
+    return f"--device {row(wildcards).device} --gpus {resources.gpu // resources.nodes}"
 
 
 def cpus(wildcards) -> int:
@@ -107,3 +108,38 @@ def of_runs(pattern: str) -> list[str]:
         for found in SHEET.experiments
         for file in expand(pattern, experiment=found.name, seed=found.seeds)
     ]
+
+
+def undelivered(wildcards) -> str:
+    """Return what changes while the tracker has not taken a run, so that it is offered again."""
+    file = SHEET.run_folder(wildcards.experiment, wildcards.seed) / "tracked.json"
+    if not file.is_file() or read_json(file).get("delivered", True):
+        return "nothing"
+    return f"offered at {file.stat().st_mtime_ns}"
+
+
+def sheet_file(wildcards, input) -> str:
+    """Return the sheet; depending on `input`, it is no reason to run a job again."""
+    return str(SHEET.path)
+
+
+def obey_row(rule: str) -> None:
+    """Let `resources` of a row come before those of the rule, the profile and the command line."""
+    resources = workflow.get_rule(rule).resources
+    keys = {key for found in SHEET.experiments for key in found.resources.model_fields_set}
+    for key in keys:
+        resources[key] = row_resource(key, resources.get(key))
+
+
+def row_resource(key: str, otherwise):
+    """Return a function that takes a resource from the row of a job, if the row says it."""
+
+    def value(wildcards, input, attempt, threads, rulename):
+        chosen = getattr(row(wildcards).resources, key)
+        if chosen is not None:
+            return chosen
+        return otherwise.evaluate(
+            wildcards, input=input, attempt=attempt, threads=threads, rulename=rulename
+        ).value
+
+    return value

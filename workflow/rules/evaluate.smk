@@ -28,6 +28,9 @@ rule evaluate:
         " --out {output.metrics} 2>&1 | tee {log}"
 
 
+obey_row("evaluate")
+
+
 rule summarise:
     input:
         metrics=of_seeds("<results>/{experiment}/seed_{seed}/metrics.json"),

@@ -26,12 +26,16 @@ rule fine_tune:
         recipe=recipe_options,
         machine=machine_options,
         work=subpath(output.run, parent=True),
-        sheet=str(SHEET.path),
+        sheet=sheet_file,
     message:
-        "Fine-tune {wildcards.experiment}, seed {wildcards.seed}: learning rate {params.rate}"
+        "Fine-tune {wildcards.experiment}, seed {wildcards.seed}: learning rate {params.rate},"
+        " {resources.gpu} GPUs on {resources.nodes} node(s)"
     shell:
         "cae-seg train {params.config} --name {wildcards.experiment} --seed {wildcards.seed}"
         " --learning-rate {params.rate} --precision {params.precision} {params.recipe}"
         " --pretrained {input.checkpoint} --data {input.data} {params.machine}"
         " --work-dir {params.work}/work --out {output.run} --sheet {params.sheet}"
         " 2>&1 | tee {log}"
+
+
+obey_row("fine_tune")

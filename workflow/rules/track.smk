@@ -10,7 +10,8 @@ rule track:
         "../../environment.yml"
     params:
         folder=subpath(input.run, parent=True),
-        sheet=str(SHEET.path),
+        sheet=sheet_file,
+        again=undelivered,
     message:
         "Track {wildcards.experiment}, seed {wildcards.seed}, in MLflow"
     shell:
