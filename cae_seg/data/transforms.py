@@ -239,7 +239,7 @@ def _pack(image: np.ndarray, label: np.ndarray, meta: dict[str, Any]) -> dict[st
 
 @MODELS.register_module()
 class BatchPreprocessor(SegDataPreProcessor):
-    """mmsegmentation's preprocessor, with images stacked as bytes and normalised together.
+    """mmsegmentation's preprocessor, that normalises straight into the batch.
 
     Takes the same arguments and gives the same numbers; images that differ in size (to be padded)
     go the stock way. Labels become int64 here, on the device, instead of in the loader's workers.
@@ -249,45 +249,39 @@ class BatchPreprocessor(SegDataPreProcessor):
         """Move, normalise and stack a batch; pad it where that is asked for.
 
         Args:
-            data: `inputs` (list of (3, H, W) or a batch) and `data_samples`.
+            data: `inputs` (list of (3, H, W), or a batch) and `data_samples`.
             training: whether to pad to `size`, as training does.
         """
-        inputs, samples = data["inputs"], data.get("data_samples")
-        if not self._stacks(inputs, training):
-            result = super().forward(data, training)
-        else:
-            data = self.cast_data({"inputs": self._stack(inputs), "data_samples": samples})
-            result = {
-                "inputs": self._normalise(data["inputs"]),
-                "data_samples": data["data_samples"],
-            }
+        if self._takes(data["inputs"], training):
+            result = self.cast_data(data)
+            result["inputs"] = self._normalise(result["inputs"])
             if training:
                 _tell_shapes(result["data_samples"], result["inputs"])
-        for sample in result["data_samples"] or ():
+        else:
+            result = super().forward(data, training)
+        for sample in result.get("data_samples") or ():
             if "gt_sem_seg" in sample:
                 sample.gt_sem_seg.data = sample.gt_sem_seg.data.long()
         return result
 
-    def _stacks(self, inputs: Sequence[Tensor] | Tensor, training: bool) -> bool:
+    def _takes(self, inputs: Sequence[Tensor] | Tensor, training: bool) -> bool:
         shapes = {tuple(image.shape) for image in inputs}
         if len(shapes) != 1 or next(iter(shapes))[0] != 3 or not self._enable_normalize:
             return False
-        if not training:
-            return not self.test_cfg
-        return self.size is not None and next(iter(shapes))[1:] == tuple(self.size)
+        if training:
+            return self.size is not None and next(iter(shapes))[1:] == tuple(self.size)
+        return not self.test_cfg
 
-    @staticmethod
-    def _stack(inputs: Sequence[Tensor] | Tensor) -> Tensor:
-        return inputs if isinstance(inputs, Tensor) else torch.stack(list(inputs))
-
-    def _normalise(self, batch: Tensor) -> Tensor:
-        if self._channel_conversion:
-            batch = batch[:, [2, 1, 0]]
-        batch = batch.float() if batch.dtype != torch.float32 else batch.clone()
-        return batch.sub_(self.mean).div_(self.std)
+    def _normalise(self, images: Sequence[Tensor] | Tensor) -> Tensor:
+        # Image by image, in place: on the CPU each then stays in the cache over all steps.
+        batch = torch.empty(len(images), *images[0].shape, device=self.device)
+        for row, image in zip(batch, images, strict=True):
+            row.copy_(image.flip(0) if self._channel_conversion else image)
+            row.sub_(self.mean).div_(self.std)
+        return batch
 
 
 def _tell_shapes(samples: Sequence[SegDataSample], batch: Tensor) -> None:
+    shape = tuple(batch.shape[-2:])
     for sample in samples:
-        shape = tuple(batch.shape[-2:])
         sample.set_metainfo({"img_shape": shape, "pad_shape": shape, "padding_size": (0, 0, 0, 0)})

@@ -1,0 +1,106 @@
+"""Label maps as pictures: in the palette of ADE20K, side by side, with the names of the classes."""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+IGNORED = 255
+LONGEST_SIDE = 480  # pixels
+MARGIN = 8
+LINE = 18
+SWATCH = 12
+MOST_NAMES = 24
+
+
+@functools.cache
+def ade20k_palette() -> np.ndarray:
+    """Return the colours of the 150 classes, (150, 3) uint8."""
+    from mmseg.utils import ade_palette
+
+    return np.array(ade_palette(), dtype=np.uint8)
+
+
+def paint_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Colour a label map; what is ignored (255) is black.
+
+    Args:
+        labels: (H, W), classes from 0.
+        palette: (classes, 3) uint8.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    colours[: len(palette)] = palette
+    colours[IGNORED] = 0
+    return colours[labels]
+
+
+def paint_panel(
+    image: np.ndarray,
+    truth: np.ndarray | None,
+    prediction: np.ndarray,
+    class_names: Sequence[str],
+    palette: np.ndarray | None = None,
+) -> np.ndarray:
+    """Set image, ground truth and prediction side by side over a legend.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        truth: (H, W) classes from 0, 255 is ignored; None where there is none.
+        prediction: (H, W) classes from 0.
+        class_names: names by class.
+        palette: (classes, 3) uint8; ADE20K's unless given.
+
+    Returns:
+        (h, w, 3) uint8, RGB; every picture is scaled to at most 480 pixels.
+    """
+    palette = ade20k_palette() if palette is None else palette
+    pictures = [("image", image), ("prediction", paint_labels(prediction, palette))]
+    if truth is not None:
+        pictures.insert(1, ("ground truth", paint_labels(truth, palette)))
+    scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
+    width, height = (max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
+    total = max(len(pictures) * (width + MARGIN) + MARGIN, 2 * LONGEST_SIDE // 2)
+    names = _legend(truth, prediction, class_names)
+    columns = max(1, total // 200)
+    lines = -(-len(names) // columns)
+    sheet = Image.new("RGB", (total, height + 2 * MARGIN + LINE * (lines + 1) + MARGIN), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (title, picture) in enumerate(pictures):
+        x = MARGIN + number * (width + MARGIN)
+        way = Image.Resampling.BILINEAR if title == "image" else Image.Resampling.NEAREST
+        sheet.paste(Image.fromarray(picture).resize((width, height), way), (x, MARGIN + LINE))
+        draw.text((x, MARGIN), title, fill="black", font=_font())
+    top = height + 2 * MARGIN + LINE
+    for number, (label, text) in enumerate(names):
+        x = MARGIN + number % columns * ((total - MARGIN) // columns)
+        y = top + number // columns * LINE
+        box = (x, y, x + SWATCH, y + SWATCH)
+        draw.rectangle(box, fill=tuple(int(value) for value in palette[label]), outline="black")
+        draw.text((x + SWATCH + 5, y - 1), text, fill="black", font=_font())
+    return np.asarray(sheet)
+
+
+@functools.cache
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(12)
+
+
+def _legend(
+    truth: np.ndarray | None, prediction: np.ndarray, class_names: Sequence[str]
+) -> list[tuple[int, str]]:
+    """Return the classes to name, the largest first, with what one of the two maps lacks."""
+    maps = [prediction] if truth is None else [truth, prediction]
+    counts = [np.bincount(labels.ravel(), minlength=256)[: len(class_names)] for labels in maps]
+    order = np.argsort(-sum(counts), kind="stable")
+    present = [int(label) for label in order if any(count[label] for count in counts)]
+    names = []
+    for label in present[:MOST_NAMES]:
+        remark = ""
+        if truth is not None and not all(count[label] for count in counts):
+            remark = " (missed)" if counts[0][label] else " (predicted only)"
+        names.append((label, f"{class_names[label]}{remark}"))
+    return names
