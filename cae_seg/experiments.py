@@ -31,8 +31,8 @@ from cae_seg.errors import UserError
 ADE20K = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
 
 RECIPES = {
-    "ViT-B": "upernet_cae_base",
-    "ViT-L": "upernet_cae_large",
+    "ViT-B": "upernet_cae_base_12_512_slide_160k_ade20k",
+    "ViT-L": "upernet_cae_large_24_512_slide_160k_ade20k",
     "ViT-tiny": "upernet_cae_tiny_demo",
 }
 """The config of each backbone that leaves the learning rate to the sheet."""
@@ -428,6 +428,7 @@ class _Configs:
         self._paths = {
             path.stem: str(path.relative_to(root))
             for path in sorted((root / "configs_local").rglob("*.py"))
+            if "_base_" not in path.parts
         }
 
     def find(self, row: Experiment) -> str:
@@ -577,7 +578,7 @@ def _fill(pattern: str, fields: Mapping[str, Any]) -> str:
 def _nearest(wanted: str, known: Iterable[str]) -> str:
     """Suggest what was meant: the nearest names, or all when none is near."""
     known = list(known)
-    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(wanted, known, n=2, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(near)}?"
     return f"choose from {', '.join(known[:20])}" if known else "there is none"

@@ -1,10 +1,5 @@
 """ViT-B, learning rate 3e-4."""
 
-_base_ = [
-    "../../_base_/models/upernet_cae.py",
-    "../../_base_/datasets/ade20k.py",
-    "../../_base_/schedules/schedule_160k.py",
-    "../../_base_/default_runtime.py",
-]
+_base_ = "./upernet_cae_base_12_512_slide_160k_ade20k.py"
 
 optim_wrapper = dict(optimizer=dict(lr=3e-4))
