@@ -1,0 +1,124 @@
+"""Bilinear resizing and average pooling as products with small fixed matrices.
+
+Both are linear and act on each axis alone: `y = R x Cᵀ` with one matrix per axis. Written so, their
+backward is deterministic on every device (those of `F.interpolate` and `F.adaptive_avg_pool2d` on
+CUDA are not), and chains of such steps collapse into one matrix per axis.
+
+The weights are those of torch, including the single-precision arithmetic of its sampling positions.
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=512)
+def interpolation_matrix(size_in: int, size_out: int, align_corners: bool = False) -> np.ndarray:
+    """Return the (size_out, size_in) matrix of 1-D linear interpolation, float64."""
+    one = np.float32(1)
+    target = np.arange(size_out, dtype=np.float32)
+    if align_corners:
+        scale = np.float32(size_in - 1) / np.float32(size_out - 1) if size_out > 1 else one * 0
+        source = scale * target
+    else:
+        scale = np.float32(size_in) / np.float32(size_out)
+        # Rounded once, as by the fused multiply-add that torch is compiled to.
+        source = scale.astype(np.float64) * (target + np.float32(0.5)) - 0.5
+        source = np.maximum(source.astype(np.float32), np.float32(0))
+    lower = np.minimum(source.astype(np.int64), size_in - 1)
+    upper = np.minimum(lower + 1, size_in - 1)
+    share = np.clip(source - lower.astype(np.float32), 0, 1)
+    matrix = np.zeros((size_out, size_in))
+    rows = np.arange(size_out)
+    np.add.at(matrix, (rows, lower), one - share)
+    np.add.at(matrix, (rows, upper), share)
+    matrix.setflags(write=False)
+    return matrix
+
+
+@lru_cache(maxsize=512)
+def pooling_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Return the (size_out, size_in) matrix of 1-D adaptive average pooling, float64."""
+    matrix = np.zeros((size_out, size_in))
+    for i in range(size_out):
+        start, stop = i * size_in // size_out, -(-(i + 1) * size_in // size_out)
+        matrix[i, start:stop] = 1 / (stop - start)
+    matrix.setflags(write=False)
+    return matrix
+
+
+@lru_cache(maxsize=512)
+def tap_matrices(size_in: int, size_out: int, align_corners: bool = False) -> np.ndarray:
+    """Return linear interpolation followed by the three shifts of a zero-padded 3-tap filter.
+
+    Shape (3, size_out, size_in): `Σ_t w[t] · (matrices[t] @ x)` is the convolution of the
+    interpolated `x` with `w`, padding 1.
+    """
+    plain = interpolation_matrix(size_in, size_out, align_corners)
+    taps = np.zeros((3, size_out, size_in))
+    taps[0, 1:] = plain[:-1]
+    taps[1] = plain
+    taps[2, :-1] = plain[1:]
+    taps.setflags(write=False)
+    return taps
+
+
+_on_device: dict[tuple, Tensor] = {}
+
+
+def constant(function, *args, like: Tensor) -> Tensor:
+    """Return the matrix `function(*args)` in the dtype and on the device of `like`, made once."""
+    key = (function, args, like.dtype, like.device)
+    if key not in _on_device:
+        # Inside inference mode a tensor would be unfit for training ever after.
+        with torch.inference_mode(False):
+            _on_device[key] = torch.tensor(function(*args)).to(like.device, like.dtype)
+    return _on_device[key]
+
+
+def apply_matrices(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Return `rows @ x @ colsᵀ` per image and channel.
+
+    Args:
+        x: (N, C, h, w); channels last in memory stays so.
+        rows: (H, h).
+        cols: (W, w).
+
+    Returns:
+        (N, C, H, W).
+    """
+    n, c, h, w = x.shape
+    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return torch.matmul(rows, torch.matmul(x, cols.t()))
+    tall = torch.matmul(rows, x.permute(0, 2, 3, 1).reshape(n, h, w * c))  # n, H, w·c
+    wide = torch.matmul(cols, tall.view(n, len(rows), w, c))  # n, H, W, c
+    return wide.permute(0, 3, 1, 2)
+
+
+def resize_bilinear(x: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
+    """Return `x` (N, C, h, w) resized to (N, C, *size), as `F.interpolate(mode="bilinear")`."""
+    size = tuple(int(side) for side in size)
+    if size == tuple(x.shape[2:]):
+        return x
+    rows, cols = (
+        constant(interpolation_matrix, side_in, side_out, align_corners, like=x)
+        for side_in, side_out in zip(x.shape[2:], size, strict=True)
+    )
+    return apply_matrices(x, rows, cols)
+
+
+def adaptive_avg_pool(x: Tensor, size: int) -> Tensor:
+    """Return `x` (N, C, h, w) averaged to (N, C, size, size), as `F.adaptive_avg_pool2d`."""
+    rows, cols = (constant(pooling_matrix, side, size, like=x) for side in x.shape[2:])
+    return apply_matrices(x, rows, cols)
+
+
+def bands(matrix: np.ndarray, tile: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a banded matrix into runs of `tile` rows; yield (rows, the columns they touch)."""
+    for start in range(0, len(matrix), tile):
+        rows = slice(start, min(start + tile, len(matrix)))
+        touched = np.flatnonzero(np.any(matrix[rows] != 0, axis=0))
+        yield rows, slice(int(touched[0]), int(touched[-1]) + 1)

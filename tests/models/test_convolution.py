@@ -1,0 +1,86 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cae_seg.errors import UserError
+from cae_seg.models.convolution import conv3x3, conv3x3_of_concatenated
+from cae_seg.models.fast_paths import FAST_PATHS, resolve
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def gradients(y: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad((y * noise(*y.shape)).sum(), inputs)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(2, 24, 16, 12), (1, 8, 4, 4), (3, 16, 72, 100)])
+def test_winograd_agrees_with_the_direct_form(shape, layout):
+    x = noise(*shape).contiguous(memory_format=layout).requires_grad_()
+    weight = (noise(20, shape[1], 3, 3) / shape[1] ** 0.5).requires_grad_()
+    direct = F.conv2d(x, weight, padding=1)
+    ours = conv3x3(x, weight, resolve({"winograd": "always"}))
+    assert "Winograd" in ours.grad_fn.next_functions[0][0].name()
+    assert relative(ours, direct) < 2e-6
+    for mine, theirs in zip(gradients(ours, x, weight), gradients(direct, x, weight), strict=True):
+        assert relative(mine, theirs) < 3e-6
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 6, 8), (1, 8, 8, 7)])
+def test_sizes_off_the_tile_grid_take_the_direct_form(shape):
+    x, weight = noise(*shape), noise(8, 8, 3, 3)
+    ours = conv3x3(x, weight, resolve("always"))
+    assert torch.equal(ours, F.conv2d(x, weight, padding=1))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("sizes", [[(16, 16), (8, 8), (4, 4), (2, 2)], [(2, 2), (1, 1), (3, 3)],
+                                   [(12, 20), (6, 10), (12, 20)]])  # fmt: skip
+def test_fused_bottleneck_agrees_with_upsample_and_concatenate(sizes, align_corners):
+    channels = [5, 6, 7, 8][: len(sizes)]
+    maps = [noise(2, c, *s).requires_grad_() for c, s in zip(channels, sizes, strict=True)]
+    weight = noise(9, sum(channels), 3, 3).requires_grad_()
+    resized = [
+        F.interpolate(x, sizes[0], mode="bilinear", align_corners=align_corners) for x in maps
+    ]
+    plain = F.conv2d(torch.cat(resized, 1), weight, padding=1)
+    expected = gradients(plain, *maps, weight)
+    for switches in (resolve(True), resolve(False), resolve("always")):
+        ours = conv3x3_of_concatenated(maps, weight, switches, align_corners)
+        assert relative(ours, plain) < 2e-6
+        found = gradients(ours, *maps, weight)
+        # Concatenation may bring the direct maps forward: the order of the weight must not change.
+        for mine, theirs in zip(found, expected, strict=True):
+            assert relative(mine, theirs) < 5e-6
+
+
+def test_bfloat16_autocast_keeps_the_plain_form():
+    x, weight = noise(1, 8, 8, 8), noise(8, 8, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv3x3_of_concatenated(
+            [x, noise(1, 8, 4, 4)], torch.cat([weight] * 2, 1), resolve("always")
+        )
+    assert y.dtype == torch.bfloat16
+
+
+def test_inference_mode_then_training():
+    weight = noise(8, 8, 3, 3).requires_grad_()
+    switches = resolve("always")
+    with torch.inference_mode():
+        conv3x3(noise(1, 8, 16, 16), weight, switches)
+    conv3x3(noise(1, 8, 16, 16), weight, switches).sum().backward()
+
+
+def test_switches():
+    assert resolve(None) == dict.fromkeys(FAST_PATHS, True)
+    assert resolve({"winograd": False}) == dict.fromkeys(FAST_PATHS, True) | {"winograd": False}
+    with pytest.raises(UserError, match="winograde"):
+        resolve({"winograde": False})
+    with pytest.raises(UserError, match="fused_loss"):
+        resolve({"fused_loss": 3})
