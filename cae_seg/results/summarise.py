@@ -1,0 +1,34 @@
+"""The metrics of all seeds of one combination → one file."""
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cae_seg.errors import UserError
+from cae_seg.files import atomic_write_json, read_json
+
+SCORES = ("mIoU", "mAcc", "aAcc")
+
+
+def summarise(paths: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Join the seeds' `metrics.json` into mean, sample standard deviation and the seeds' own.
+
+    Raises:
+        UserError: a file is missing, or the files are not of one experiment.
+    """
+    seeds = [read_json(path) for path in paths]
+    names = {seed["experiment"] for seed in seeds}
+    if len(names) != 1:
+        raise UserError(f"{out}: the metrics of {len(names)} experiments cannot be joined in one")
+    scores = [seed["mIoU"] for seed in seeds]
+    summary = {
+        "schema": 1,
+        "experiment": names.pop(),
+        "n": len(seeds),
+        **{name: statistics.fmean(seed[name] for seed in seeds) for name in SCORES},
+        "mIoU_std": statistics.stdev(scores) if len(scores) > 1 else None,
+        "seeds": [{k: v for k, v in seed.items() if k != "per_class"} for seed in seeds],
+    }
+    atomic_write_json(out, summary)
+    return summary
