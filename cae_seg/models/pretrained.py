@@ -13,6 +13,7 @@ import math
 import pathlib
 import pickle
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,12 +203,10 @@ def load_checkpoint_file(path: str | Path) -> dict:
         raise UserError(f"{path}: {kind}; name the downloaded file")
     try:
         contents = _read(path)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}); check the file and its rights"
-        ) from error
+    except PermissionError as error:
+        raise UserError(f"{path}: may not be read; check the file's rights") from error
     except Exception as error:  # readers raise a dozen kinds on damaged bytes
-        raise UserError(f"{path}: {_reading_problem(error)}") from error
+        raise UserError(f"{path}: {_reading_problem(error, path)}") from error
     if not isinstance(contents, Mapping):
         raise UserError(
             f"{path}: holds a {type(contents).__name__}, not a checkpoint's dictionary; "
@@ -221,19 +220,27 @@ def _read(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
-    with torch.serialization.safe_globals(INERT_TYPES):
+    with torch.serialization.safe_globals(INERT_TYPES), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # on the pickle protocol: an error follows
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _reading_problem(error: Exception) -> str:
+def _reading_problem(error: Exception, path: Path) -> str:
     """Say in one clause why a file could not be read and what to do."""
-    blocked = re.search(r"(?:GLOBAL|class|global:?) `?([\w.]+\.[\w.]+)`?", str(error))
-    if isinstance(error, pickle.UnpicklingError) and "nsupported" in str(error) and blocked:
-        return (
-            f"needs pickled code ({blocked[1]}), which is never run; convert the file once, as "
-            "docs/checkpoints.md shows under 'Old checkpoints'"
-        )
+    if isinstance(error, pickle.UnpicklingError):
+        blocked = re.search(r"Unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]+)", str(error))
+        if blocked or _begins_like_a_pickle(path):
+            what = f" ({blocked[1]})" if blocked else ""
+            return (
+                f"needs pickled code{what}, which is never run; convert the file once, as "
+                "docs/checkpoints.md shows under 'Old checkpoints'"
+            )
     return "is truncated, damaged or not a checkpoint; download it again and compare its size"
+
+
+def _begins_like_a_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == pickle.PROTO
 
 
 def convert(

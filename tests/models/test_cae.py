@@ -39,20 +39,20 @@ RUNS = {"tiny": weights.tiny, "tiny_strong": weights.tiny_strong}
 
 
 def tiny(**overrides) -> CAE:
-    published = dict(
-        img_size=64,
-        patch_size=16,
-        embed_dim=64,
-        depth=4,
-        num_heads=4,
-        mlp_ratio=4,
-        qkv_bias=True,
-        use_abs_pos_emb=False,
-        use_rel_pos_bias=True,
-        init_values=0.1,
-        drop_path_rate=0,
-        out_indices=[0, 1, 2, 3],
-    )
+    published = {
+        "img_size": 64,
+        "patch_size": 16,
+        "embed_dim": 64,
+        "depth": 4,
+        "num_heads": 4,
+        "mlp_ratio": 4,
+        "qkv_bias": True,
+        "use_abs_pos_emb": False,
+        "use_rel_pos_bias": True,
+        "init_values": 0.1,
+        "drop_path_rate": 0,
+        "out_indices": [0, 1, 2, 3],
+    }
     return CAE(**{**published, **overrides})
 
 
@@ -228,10 +228,10 @@ def test_bfloat16_autocast_stays_near_float32():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (dict(out_indices=[0, 1, 2]), "out_indices"),
-        (dict(out_indices=[0, 1, 2, 4]), "out_indices"),
-        (dict(patch_size=32), "patch_size"),
-        (dict(embed_dim=66, num_heads=3), "embed_dim"),
+        ({"out_indices": [0, 1, 2]}, "out_indices"),
+        ({"out_indices": [0, 1, 2, 4]}, "out_indices"),
+        ({"patch_size": 32}, "patch_size"),
+        ({"embed_dim": 66, "num_heads": 3}, "embed_dim"),
     ],
 )
 def test_impossible_arguments_are_named(arguments, named):
@@ -240,6 +240,7 @@ def test_impossible_arguments_are_named(arguments, named):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_cuda_agrees_with_the_cpu(dtype):
     model = reference("tiny_strong")
