@@ -131,6 +131,12 @@ GRANT ALL ON slurm_acct_db.* TO 'slurm'@'localhost';
 GRANT ALL ON slurm_acct_db.* TO 'slurm'@'127.0.0.1';
 """
 
+# Snakemake's worker takes SLURM_CONF out of the environment before it calls srun.
+SRUN = """\
+#!/bin/sh
+SLURM_CONF={conf} exec {srun} "$@"
+"""
+
 
 class ClusterError(Exception):
     """A reason, for people, why there is no cluster."""
@@ -144,7 +150,12 @@ class Cluster:
 
     def environment(self) -> dict[str, str]:
         """Return the variables that point SLURM's commands at this cluster."""
-        return {"SLURM_CONF": str(self.root / "slurm.conf"), "CAE_SEG_CLUSTER_DIR": str(self.root)}
+        path = [one for one in os.environ.get("PATH", "").split(":") if one != f"{self.root}/bin"]
+        return {
+            "SLURM_CONF": f"{self.root}/slurm.conf",
+            "CAE_SEG_CLUSTER_DIR": str(self.root),
+            "PATH": ":".join([f"{self.root}/bin", *path]),
+        }
 
     def pid(self, daemon: str) -> int | None:
         """Return the process id of a daemon that lives, or None."""
@@ -237,7 +248,7 @@ def free_ports(count: int) -> list[int]:
 def write_configuration(cluster: Cluster, kill_wait: int) -> None:
     """Lay the folder out and write every daemon's configuration."""
     root = cluster.root
-    for folder in ("state", "spool", "log", "gpus", "mariadb"):
+    for folder in ("state", "spool", "log", "gpus", "mariadb", "bin"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     names = ("mariadbd", "slurmdbd", "slurmctld", "n1", "n2")
     values = {
@@ -258,6 +269,9 @@ def write_configuration(cluster: Cluster, kill_wait: int) -> None:
     (root / "slurmdbd.conf").write_text(SLURMDBD_CONF.format(**values))
     (root / "slurmdbd.conf").chmod(0o600)
     (root / "mariadb.conf").write_text(MARIADB_CONF.format(**values))
+    srun = root / "bin" / "srun"
+    srun.write_text(SRUN.format(conf=root / "slurm.conf", srun=shutil.which("srun")))
+    srun.chmod(0o755)
     key = root / "munge.key"
     key.touch(mode=0o600)
     key.write_bytes(os.urandom(128))
