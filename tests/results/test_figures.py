@@ -1,0 +1,101 @@
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from made_up_runs import evaluate_run, finish_run, make_row, make_sheet, make_sweep, start_run
+from PIL import Image
+
+from cae_seg.data.painting import paint_labels, paint_panel
+from cae_seg.results.figures import write_figures
+
+NAMES = ["miou_by_learning_rate", "miou_by_iteration", "per_class"]
+SCORES = {
+    (300, "2e-4"): (47.1, 47.3),
+    (300, "4e-4"): (48.0, 48.2),
+    (1600, "1e-4"): (50.3,),
+    (1600, "2e-4"): (50.0, 50.1),
+}
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    made = make_sweep(tmp_path / "results", SCORES)
+    rows = [row.model_copy(update={"published_miou": 50.3}) for row in made.experiments]
+    return make_sheet(made.results, rows)
+
+
+def svg_texts(path):
+    return " ".join("".join(element.itertext()) for element in ElementTree.parse(path).iter())
+
+
+def test_every_figure_is_there_as_svg_and_png_with_its_words(sheet, tmp_path):
+    write_figures(sheet, tmp_path / "figures")
+    found = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert found == sorted(f"{name}.{end}" for name in NAMES for end in ("png", "svg"))
+    texts = svg_texts(tmp_path / "figures" / "miou_by_learning_rate.svg")
+    for word in ("learning rate", "mIoU (%)", "ViT-B, 300 epochs", "published", "4e-4"):
+        assert word in texts
+    assert "lr 2e-4, seed 1" in svg_texts(tmp_path / "figures" / "miou_by_iteration.svg")
+    classes = svg_texts(tmp_path / "figures" / "per_class.svg")
+    assert "class 149" in classes
+    assert "class 7 " not in classes  # has no IoU
+
+
+def test_lines_are_told_apart_without_colour(sheet, tmp_path):
+    from cae_seg.results.collect import collect_runs, combine
+    from cae_seg.results.figures import draw_learning_rates
+
+    runs = collect_runs(sheet)
+    axes = draw_learning_rates(combine(runs), runs).axes[0]
+    bars = [container.lines[0] for container in axes.containers]
+    assert len({(line.get_marker(), line.get_linestyle()) for line in bars}) == len(bars) == 2
+
+
+def test_the_same_results_give_the_same_bytes(sheet, tmp_path):
+    first = write_figures(sheet, tmp_path / "one")
+    second = write_figures(sheet, tmp_path / "two")
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes(), one.name
+
+
+def test_figures_of_nothing_say_so(tmp_path):
+    sheet = make_sheet(tmp_path / "results", [make_row("row")])
+    write_figures(sheet, tmp_path / "figures")
+    for name in NAMES:
+        assert "no finished run yet" in svg_texts(tmp_path / "figures" / f"{name}.svg")
+
+
+def test_one_run_is_enough(tmp_path):
+    folder = start_run(tmp_path / "results" / "row" / "seed_0")
+    finish_run(folder)
+    evaluate_run(folder)
+    sheet = make_sheet(tmp_path / "results", [make_row("row")])
+    write_figures(sheet, tmp_path / "figures")
+    assert "row, seed 0" in svg_texts(tmp_path / "figures" / "per_class.svg")
+
+
+def test_the_last_panels_of_the_best_run_are_shown(sheet, tmp_path):
+    for iteration, colour in ((100, "red"), (200, "blue")):
+        path = sheet.run_folder("vit_b_1600_lr1e-4", 0) / f"work/panels/iter_{iteration}/image.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (90, 30), colour).save(path)
+    write_figures(sheet, tmp_path / "figures")
+    pixels = np.asarray(Image.open(tmp_path / "figures" / "predictions.png").convert("RGB"))
+    assert (pixels.reshape(-1, 3) == (0, 0, 255)).all(axis=1).mean() > 0.5
+
+
+def test_ignored_pixels_are_black():
+    palette = np.array([[10, 20, 30], [40, 50, 60]], dtype=np.uint8)
+    painted = paint_labels(np.array([[0, 1, 255]]), palette)
+    assert painted.tolist() == [[[10, 20, 30], [40, 50, 60], [0, 0, 0]]]
+
+
+def test_a_panel_shows_image_truth_and_prediction_beside_each_other():
+    image = np.full((50, 80, 3), 200, dtype=np.uint8)
+    truth, prediction = np.zeros((50, 80), np.uint8), np.ones((50, 80), np.int64)
+    palette = np.array([[255, 0, 0], [0, 0, 255]], dtype=np.uint8)
+    panel = paint_panel(image, truth, prediction, ["wall", "sky"], palette).reshape(-1, 3)
+    for colour in ((200, 200, 200), (255, 0, 0), (0, 0, 255)):
+        assert (panel == colour).all(axis=1).sum() >= 50 * 80
+    alone = paint_panel(image, None, prediction, ["wall", "sky"], palette).reshape(-1, 3)
+    assert not (alone == (255, 0, 0)).all(axis=1).any()

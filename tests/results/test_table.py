@@ -1,0 +1,295 @@
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from made_up_runs import (
+    BEGUN,
+    evaluate_run,
+    event_line,
+    finish_run,
+    make_row,
+    make_run,
+    make_sheet,
+    make_sweep,
+    record_lines,
+    start_run,
+    write_lines,
+)
+
+from cae_seg.errors import UserError
+from cae_seg.results.collect import collect_runs, combine
+from cae_seg.results.table import write_table
+
+SCORES = {
+    (1600, "1e-4"): (50.3, 50.5),
+    (300, "2e-4"): (47.0, 47.4),
+    (300, "4e-4"): (48.0, 48.6, 48.3),
+    (800, "2e-4"): (49.7,),
+}
+
+
+@pytest.fixture
+def sheet(tmp_path):
+    return make_sweep(tmp_path / "results", SCORES)
+
+
+def read_rows(text):
+    """Parse the rows of a Markdown table."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def replaced(sheet, name, **values):
+    rows = [row.model_copy(update=values) if row.name == name else row for row in sheet.experiments]
+    return make_sheet(sheet.results, rows)
+
+
+def test_columns_begin_as_the_published_table(sheet):
+    columns = list(read_rows(write_table(sheet))[0])
+    assert columns == [
+        "Backbone",
+        "#Pretrained Epoch",
+        "mIoU",
+        "Config",
+        "Learning rate",
+        "Seeds",
+        "Spread",
+        "Published mIoU",
+        "Difference",
+        "GPU-hours",
+        "Notes",
+    ]
+
+
+def test_rows_are_in_the_sheets_order_with_mean_deviation_and_n(sheet):
+    rows = read_rows(write_table(sheet))
+    assert [row["#Pretrained Epoch"] for row in rows] == ["1600", "300", "300", "800"]
+    assert rows[0]["mIoU"] == "50.40 ± 0.14 (n=2)"
+    assert rows[2]["mIoU"] == "48.30 ± 0.30 (n=3)"
+    assert rows[2]["Spread"] == "48.00 to 48.60"
+    assert rows[3]["mIoU"] == "49.70"
+    assert [row["Seeds"] for row in rows] == ["0 1", "0 1", "0 1 2", "0"]
+
+
+def test_the_best_rate_is_marked_where_there_is_a_choice(sheet):
+    rates = [row["Learning rate"] for row in read_rows(write_table(sheet))]
+    assert rates == ["1e-4", "2e-4", "**4e-4**", "2e-4"]
+
+
+def test_a_row_that_cannot_be_compared_is_not_the_best(sheet):
+    folder = sheet.run_folder("vit_b_300_lr4e-4", 1)
+    make_run(folder, "vit_b_300_lr4e-4", 1, miou=60.0, iterations=10)
+    rows = read_rows(write_table(sheet))
+    assert rows[2]["Learning rate"] == "4e-4"
+    assert rows[2]["Notes"] == "10 iterations"
+
+
+def test_published_value_and_difference_are_shown(sheet):
+    rows = read_rows(write_table(replaced(sheet, "vit_b_800_lr2e-4", published_miou=49.6)))
+    assert (rows[3]["Published mIoU"], rows[3]["Difference"]) == ("49.6", "+0.10")
+    assert rows[0]["Published mIoU"] == rows[0]["Difference"] == "–"
+
+
+def test_config_is_a_link_that_leads_there(sheet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_table(sheet, Path("results/table.md"))
+    link = read_rows(Path("results/table.md").read_text())[0]["Config"]
+    assert link == "[made_up](../configs_local/cae/upernet/made_up.py)"
+
+
+def test_gpu_hours_are_those_of_all_seeds(sheet):
+    rows = read_rows(write_table(sheet))
+    assert float(rows[2]["GPU-hours"]) == pytest.approx(3 * float(rows[3]["GPU-hours"]), rel=0.01)
+
+
+def test_csv_is_unrounded_one_row_a_combination(sheet, tmp_path):
+    write_table(sheet, csv=tmp_path / "table.csv")
+    frame = pd.read_csv(tmp_path / "table.csv", dtype={"learning_rate": str})
+    assert list(frame.columns[:4]) == ["Backbone", "#Pretrained Epoch", "mIoU", "Config"]
+    assert len(frame) == 4
+    assert frame["mIoU"][2] == pytest.approx(sum((48.0, 48.6, 48.3)) / 3, abs=1e-12)
+    assert list(frame["learning_rate"]) == ["1e-4", "2e-4", "4e-4", "2e-4"]
+    assert list(frame["best"]) == [False, False, True, False]
+
+
+def test_json_and_latex(sheet):
+    content = json.loads(write_table(sheet, format="json"))
+    assert content["rows"][0]["mIoU"] == pytest.approx(50.4)
+    assert content["rows"][3]["mIoU_std"] is None
+    latex = write_table(sheet, format="latex")
+    assert r"ViT-B & 300 & 48.30 $\pm$ 0.30 (n=3) & \texttt{made\_up} & \textbf{4e-4}" in latex
+    assert latex.count(r" \\") == 5
+
+
+def test_an_unknown_format_is_refused(sheet):
+    with pytest.raises(UserError, match="--format xls: unknown; one of md, csv, latex, json"):
+        write_table(sheet, format="xls")
+
+
+def test_the_footer_names_data_code_and_date(sheet):
+    last = write_table(sheet).strip().splitlines()[-1]
+    assert last.startswith(f"Data {'d' * 12}; code {'a' * 10}; 200 iterations; Made Up 80GB; ")
+    assert re.search(r"\d{4}-\d\d-\d\d", last)
+
+
+@pytest.mark.parametrize(
+    ("change", "note"),
+    [
+        ({"data": {"fingerprint": "b" * 64}}, "other data (bbbbbbbb)"),
+        ({"iterations": 100}, "100 iterations"),
+        ({"precision": "fp32"}, "fp32"),
+        ({"batch": {"total": 8}}, "batch of 8"),
+        ({"code": {"commit": "b", "dirty": False, "fingerprint": "0"}}, "code changed since"),
+        ({"code": {"commit": "b", "dirty": True, "fingerprint": "f" * 64}}, "uncommitted code"),
+    ],
+)
+def test_what_keeps_a_row_from_being_compared_is_said_on_it(sheet, change, note):
+    name = "vit_b_800_lr2e-4"
+    make_run(sheet.run_folder(name, 0), name, 0, **change)
+    notes = [row["Notes"] for row in read_rows(write_table(sheet, code_fingerprint="f" * 64))]
+    assert notes == ["", "", "", note]
+
+
+def test_changed_code_is_said_on_every_row(sheet):
+    rows = read_rows(write_table(sheet, code_fingerprint="now"))
+    assert {row["Notes"] for row in rows} == {"code changed since"}
+
+
+def test_an_evaluation_of_other_weights_or_with_augmentation_is_said(sheet):
+    evaluate_run(sheet.run_folder("vit_b_800_lr2e-4", 0), weights_sha256="0" * 64, aug_test=True)
+    note = read_rows(write_table(sheet))[3]["Notes"]
+    assert note == "test-time augmentation; trained again since the evaluation"
+
+
+def test_a_missing_run_is_refused_without_partial(sheet):
+    (sheet.run_folder("vit_b_300_lr4e-4", 1) / "metrics.json").unlink()
+    with pytest.raises(UserError, match=r"seed_1/metrics\.json: is missing \(1 of 8 runs"):
+        write_table(sheet)
+
+
+def test_a_table_is_written_whole_or_not_at_all(sheet, tmp_path):
+    out = tmp_path / "table.md"
+    write_table(sheet, out)
+    before = out.read_text()
+    (sheet.run_folder("vit_b_300_lr4e-4", 1) / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match="not a JSON file"):
+        write_table(sheet, out)
+    assert out.read_text() == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["table.md"]
+
+
+def states(sheet, now):
+    frame = combine(collect_runs(sheet, now=now))
+    return dict(zip(frame["experiment"], frame["state"], strict=True))
+
+
+def test_partial_shows_how_far_every_row_is(tmp_path):
+    results = tmp_path / "results"
+    rows = [make_row(name) for name in ("done", "runs", "waits", "broke", "stopped", "trained")]
+    sheet = make_sheet(results, rows)
+    make_run(results / "done" / "seed_0", "done")
+    for name, upto in (("runs", 100), ("broke", 50), ("stopped", 80)):
+        start_run(results / name / "seed_0", name)
+        write_lines(results / name / "seed_0/work/record.jsonl", record_lines(upto))
+    write_lines(results / "stopped/seed_0/work/record.jsonl", [event_line("stop", 80, late=0.1)])
+    finish_run(start_run(results / "trained" / "seed_0", "trained"))
+    for line_of_broken in [results / "broke/seed_0/work/record.jsonl"]:
+        shift_times(line_of_broken, -5000)
+    log = results / "logs/fine_tune/broke_seed0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("RuntimeError: out of memory")
+    found = states(sheet, now=BEGUN + 60)
+    end = time.strftime("%Y-%m-%d %H:%M", time.localtime(BEGUN + 100))
+    assert found == {
+        "done": "finished",
+        "runs": f"running (100 of 200 iterations, ends about {end})",
+        "waits": "queued",
+        "broke": f"failed (50 of 200 iterations, log {log})",
+        "stopped": "stopped (80 of 200 iterations, goes on when started again)",
+        "trained": "trained (to be evaluated)",
+    }
+    rows = read_rows(write_table(sheet, partial=True))
+    assert rows[0]["mIoU"] == "48.00"
+    assert rows[2]["mIoU"] == "–"
+    assert rows[2]["State"] == "queued"
+
+
+def shift_times(path, seconds):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.unlink()
+    write_lines(path, [line | {"time": line["time"] + seconds} for line in lines])
+
+
+def test_seeds_of_one_row_may_be_in_different_states(tmp_path):
+    sheet = make_sheet(tmp_path, [make_row("row", seeds=(0, 1))])
+    make_run(tmp_path / "row" / "seed_0", "row", miou=48.0)
+    row = read_rows(write_table(sheet, partial=True))[0]
+    assert (row["mIoU"], row["Seeds"]) == ("48.00", "0")
+    assert row["State"] == "seed 0: finished; seed 1: queued"
+
+
+def test_a_silent_run_whose_writer_lives_is_running(tmp_path):
+    sheet = make_sheet(tmp_path, [make_row("row")])
+    run = start_run(tmp_path / "row" / "seed_0")
+    write_lines(run / "work/record.jsonl", record_lines(50))
+    long_after = BEGUN + 1e6
+    assert states(sheet, long_after)["row"].startswith("failed")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run / "work/writer.lock")],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        assert states(sheet, long_after)["row"].startswith("running (50 of 200 iterations")
+    finally:
+        holder.communicate()
+    assert states(sheet, long_after)["row"].startswith("failed")
+
+
+HOLD = """
+import fcntl, sys
+stream = open(sys.argv[1], "w")
+fcntl.lockf(stream, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_job_that_died_before_its_first_iteration_names_its_log(tmp_path):
+    sheet = make_sheet(tmp_path, [make_row("row")])
+    log = tmp_path / "logs/fine_tune/row_seed0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("no such file")
+    assert states(sheet, time.time())["row"] == "running (begins)"
+    assert states(sheet, time.time() + 1e4)["row"] == f"failed (log {log})"
+
+
+def test_a_thousand_runs_are_gathered_quickly(tmp_path):
+    rows = [make_row(f"row_{number}", seeds=(0, 1)) for number in range(500)]
+    sheet = make_sheet(tmp_path, rows)
+    template = make_run(tmp_path / "template")
+    for row in rows:
+        for seed in row.seeds:
+            folder = sheet.run_folder(row.name, seed)
+            folder.mkdir(parents=True)
+            for name in ("run.json", "metrics.json"):
+                (folder / name).hardlink_to(template / name)
+    begun = time.perf_counter()
+    write_table(sheet)
+    assert time.perf_counter() - begun < 10
+
+
+def test_the_table_starts_without_torch_matplotlib_and_mlflow():
+    script = (
+        "import sys, cae_seg.results.table; "
+        "print([m for m in ('torch', 'matplotlib', 'mlflow', 'mmengine') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
