@@ -5,7 +5,7 @@ norm_cfg = dict(type="AnyDeviceSyncBN", requires_grad=True)
 model = dict(
     type="CAESegmentor",
     data_preprocessor=dict(
-        type="SegDataPreProcessor",
+        type="BatchPreprocessor",
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
