@@ -5,6 +5,8 @@ import gzip
 import json
 import pickle
 import re
+import subprocess
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -457,3 +459,18 @@ def _with_old_numpy_names(path: Path) -> Path:
                 data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             copy.writestr(item.filename, data)
     return old
+
+
+def test_documented_conversion_opens_what_is_refused(tmp_path):
+    page = (GOLDEN.parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    script = tmp_path / "convert.py"
+    script.write_text(re.search(r"## Old checkpoints.*?```python\n(.*?)```", page, re.S)[1])
+    model = backbone()
+    whole = torch.nn.Module()
+    whole.backbone = model
+    old = save(tmp_path / "old.pth", {"model": whole, "epoch": 3})
+    with pytest.raises(UserError, match="needs pickled code"):
+        load_checkpoint_file(old)
+    new = tmp_path / "new.safetensors"
+    subprocess.run([sys.executable, script, old, new], check=True, cwd=GOLDEN.parents[1])
+    assert load_pretrained(backbone(), new).layout == "iBOT or DINO"
