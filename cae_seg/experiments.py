@@ -17,14 +17,18 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     StringConstraints,
     ValidationError,
     WithJsonSchema,
 )
+from pydantic_core.core_schema import CoreSchema, no_info_before_validator_function
 
 from cae_seg.errors import UserError
 
@@ -61,6 +65,19 @@ def _rate_text(value: Any) -> str:
 def _one_or_many(value: Any) -> Any:
     """Let a single value stand for a list of one."""
     return value if isinstance(value, list | tuple) else [value]
+
+
+class _OneOrMany:
+    """Annotation of a list that may be written as its only item, in the schema too."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return no_info_before_validator_function(_one_or_many, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        array = handler(schema)
+        return {"anyOf": [array["items"], array]}
 
 
 def _distinct(values: tuple) -> tuple:
@@ -137,10 +154,7 @@ class Settings(_Strict):
 
     method: str = Field(default="CAE", min_length=1, description="pretraining method, a label")
     seeds: Annotated[
-        tuple[Seed, ...],
-        BeforeValidator(_one_or_many),
-        Field(min_length=1),
-        BeforeValidator(lambda values: _distinct(tuple(values))),
+        tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct), _OneOrMany()
     ] = Field(default=(0,), description="seeds; one run each")
     precision: Literal["auto", "fp16", "bf16", "fp32", "apex"] = Field(
         default="auto", description="arithmetic; auto is fp16 on a GPU and fp32 on the CPU"
@@ -219,13 +233,13 @@ class Grid(Settings):
         default="{backbone}_{epochs}ep_lr{learning_rate}",
         description="pattern of the rows' names, of {backbone}, {size}, {epochs}, {learning_rate}",
     )
-    backbone: Annotated[tuple[Backbone, ...], BeforeValidator(_one_or_many)] = Field(
+    backbone: Annotated[tuple[Backbone, ...], _OneOrMany()] = Field(
         min_length=1, description="one or several backbones"
     )
-    pretraining_epochs: Annotated[tuple[Epochs, ...], BeforeValidator(_one_or_many)] = Field(
+    pretraining_epochs: Annotated[tuple[Epochs, ...], _OneOrMany()] = Field(
         min_length=1, description="one or several pretraining lengths, epochs"
     )
-    learning_rate: Annotated[tuple[LearningRate, ...], BeforeValidator(_one_or_many)] = Field(
+    learning_rate: Annotated[tuple[LearningRate, ...], _OneOrMany()] = Field(
         min_length=1, description="one or several learning rates"
     )
     checkpoint: str = Field(
@@ -274,7 +288,7 @@ class SheetFile(_Strict):
     experiments: tuple[Experiment, ...] = Field(
         default=(), description="combinations, one row each"
     )
-    grid: Annotated[tuple[Grid, ...], BeforeValidator(_one_or_many)] = Field(
+    grid: Annotated[tuple[Grid, ...], _OneOrMany()] = Field(
         default=(), description="combinations spanned by lists; one grid or several"
     )
 
@@ -513,7 +527,11 @@ def _reason(error: Mapping[str, Any]) -> str:
             return "is missing"
         case "literal_error":
             allowed = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-            return f"{value!r} is not allowed; {_nearest(str(value), allowed)}"
+            return f"{value!r} is not allowed; choose from {', '.join(allowed)}"
+        case "too_short" | "string_too_short":
+            return "is empty"
+        case "model_type" | "dict_type":
+            return f"{value!r} is not a mapping of keys to values"
         case "string_pattern_mismatch":
             return f"{value!r} does not match {error['ctx']['pattern']}"
         case "value_error":

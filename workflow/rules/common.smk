@@ -35,7 +35,9 @@ def of_row(key: str):
 def archive(wildcards) -> list[str]:
     """Return the archive where it is a local file, whose change Snakemake then notices."""
     source = SHEET.data.source
-    return [source] if source.endswith(".zip") and "://" not in source else []
+    if "://" in source or Path(source).is_dir():
+        return []
+    return present(source, SHEET.manifest, f"mend `data.source` in {SHEET.path}")
 
 
 def expected_images(wildcards) -> str:
@@ -46,7 +48,17 @@ def expected_images(wildcards) -> str:
 def checkpoint_file(wildcards) -> list[str]:
     """Return the checkpoint where it is a local file, whose change Snakemake then notices."""
     found = row(wildcards)
-    return [] if found.checkpoint_is_url else [found.checkpoint]
+    if found.checkpoint_is_url:
+        return []
+    remedy = f"download it (README.md says where), or mend {found.name!r} in {SHEET.path}"
+    return present(found.checkpoint, SHEET.results / found.name / "checkpoint.json", remedy)
+
+
+def present(file: str, result: Path, remedy: str) -> list[str]:
+    """Return a local input; stop in one line where it is missing and `result` needs it."""
+    if Path(file).exists() or result.exists() or file in rules.make_demo.output:
+        return [file]
+    raise SystemExit(f"error: {file}: no such file; {remedy}")
 
 
 def flag(name: str, value) -> str:

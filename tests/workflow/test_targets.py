@@ -1,0 +1,56 @@
+"""The public targets, planned from the repository root with nothing in the home folder."""
+
+import pytest
+
+BASE = "upernet_cae_base_12_512_slide_160k_ade20k_pt_{}"
+ALL = {"prepare_data": 1, "inspect_checkpoint": 5, "fine_tune": 5, "evaluate": 5, "summarise": 5}
+
+
+@pytest.mark.parametrize("profile", ["local", "slurm"])
+def test_the_table_needs_every_row_of_the_published_sheet(checkout, profile):
+    plan = checkout.plan("--profile", profile, "results/table.md")
+    assert plan.jobs == ALL | {"track": 5, "write_table": 1}
+
+
+def test_metrics_of_one_experiment_need_that_experiment_only(checkout):
+    plan = checkout.plan("--profile", "local", "results/vit_b_800/metrics.json")
+    assert plan.trained == {"vit_b_800/0"}
+    assert set(plan.jobs.values()) == {1}
+
+
+@pytest.mark.parametrize(("rate", "name"), [("3e-4", "vit_b_300"), ("1e-4", "vit_b_1600")])
+def test_the_stem_of_a_config_is_a_target(checkout, rate, name):
+    plan = checkout.plan("--profile", "local", BASE.format(rate))
+    assert plan.trained == {f"{name}/0"}
+
+
+def test_the_demo_plans_five_runs_from_generated_data(checkout):
+    plan = checkout.plan("--profile", "demo")
+    assert plan.jobs["fine_tune"] == 5
+    assert plan.jobs["make_demo"] == 1
+    assert plan.jobs["draw_figures"] == 1
+
+
+def test_the_sweep_spans_its_grid(checkout):
+    plan = checkout.plan("results/sweep/table.md", "--profile", "slurm", "--config",
+                         "sheet=config/sweep.yaml")  # fmt: skip
+    assert plan.jobs["inspect_checkpoint"] == 15
+    assert plan.jobs["fine_tune"] == 45
+
+
+def test_the_report_needs_table_and_figures(checkout):
+    plan = checkout.plan("--profile", "local", "report.html")
+    assert plan.jobs == ALL | {"track": 5, "write_table": 1, "draw_figures": 1, "write_report": 1}
+
+
+def test_jobs_of_a_cluster_ask_for_the_gpus_of_their_row(checkout):
+    plan = checkout.plan("--profile", "slurm", "results/table.md")
+    trained = [message for message in plan.messages if message.startswith("Fine-tune")]
+    assert all("8 GPUs on 1 node" in message for message in trained)
+
+
+def test_a_machine_without_gpus_gives_none(checkout):
+    said = checkout.run(
+        "--dry-run", "--profile", "local", "results/table.md", CUDA_VISIBLE_DEVICES=""
+    )
+    assert "0 GPUs on 1 node" in said
