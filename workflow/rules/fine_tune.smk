@@ -1,9 +1,12 @@
 # The run's resumable state lies in work/, which is no output: Snakemake deletes outputs when a job
-# starts or fails. `run.json` is written last, when the run is whole.
+# starts or fails. `run.json` is written last, when the run is whole. It deletes logs as well, so
+# that the log of all attempts, console.log, is only linked to.
+# SLURM's signals go to the whole process group: `exec` leaves no shell that would die of one before
+# the state is saved, and tee, which must hear the last words, does not listen to them.
 rule fine_tune:
     input:
         data="<data>/manifest.json",
-        checkpoint="<results>/{experiment}/checkpoint.json",
+        checkpoint=inspected,
     output:
         run="<results>/{experiment}/seed_{seed}/run.json",
         config="<results>/{experiment}/seed_{seed}/config.py",
@@ -31,11 +34,12 @@ rule fine_tune:
         "Fine-tune {wildcards.experiment}, seed {wildcards.seed}: learning rate {params.rate},"
         " {resources.gpu} GPUs on {resources.nodes} node(s)"
     shell:
-        "cae-seg train {params.config} --name {wildcards.experiment} --seed {wildcards.seed}"
+        "ln -sfr {params.work}/console.log {log};"
+        " exec cae-seg train {params.config} --name {wildcards.experiment} --seed {wildcards.seed}"
         " --learning-rate {params.rate} --precision {params.precision} {params.recipe}"
         " --pretrained {input.checkpoint} --data {input.data} {params.machine}"
         " --work-dir {params.work}/work --out {output.run} --sheet {params.sheet}"
-        " 2>&1 | tee {log}"
+        " > >(trap '' INT TERM USR1; exec tee -a {log}) 2>&1"
 
 
 obey_row("fine_tune")

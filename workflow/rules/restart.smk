@@ -1,4 +1,6 @@
 # What makes a start after a crash, and a failure, simple for the person at the keyboard.
+import atexit
+import contextlib
 import fcntl
 import os
 import shutil
@@ -41,9 +43,16 @@ def remove_stale_lock():
     return mark
 
 
+def leave(mark) -> None:
+    """Take the mark of this host away, unless another Snakemake lives here."""
+    with contextlib.suppress(OSError):
+        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(mark.name)
+
+
 if workflow.is_main_process:
     speak_plainly_with_slurm()
-    ALIVE = remove_stale_lock()
+    atexit.register(leave, remove_stale_lock())
 
 
 onerror:
