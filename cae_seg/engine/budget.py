@@ -1,0 +1,145 @@
+"""When to stop: signals, the time budget, and the end that SLURM has set."""
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+logger = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+MARGIN_SECONDS = 10.0
+SAFETY = 1.5
+BYTES_PER_SECOND = 200e6
+
+
+class Stopped(Exception):
+    """A long step was left in good order, to be done again from its start."""
+
+
+class StopRequest:
+    """Whether a signal has asked this process to stop in good order."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+
+    def ask(self, number: int, _frame: object = None) -> None:
+        """Note signal `number`; fit to be a signal handler. A second Ctrl-C stops at once."""
+        if number == signal.SIGINT and self.reason == "SIGINT":
+            raise KeyboardInterrupt
+        self.reason = self.reason or signal.Signals(number).name
+
+
+@contextmanager
+def stop_on_signals(request: StopRequest) -> Iterator[None]:
+    """Turn SIGTERM, SIGUSR1 and SIGINT into a request to stop, as long as the context lasts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, request.ask) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Budget:
+    """The time that this attempt has, and what the coming steps will take of it.
+
+    Args:
+        deadline: when the process must be gone, as `time.time()` tells it; None for never.
+        save_seconds: first guess for writing a checkpoint, until one has been timed.
+        clock: the time, in seconds.
+    """
+
+    def __init__(
+        self,
+        deadline: float | None,
+        save_seconds: float = 0.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.deadline, self._clock = deadline, clock
+        self._save = save_seconds
+        self._iteration = 0.0
+        self._evaluation = 0.0
+
+    def saved(self, seconds: float) -> None:
+        """Learn how long a checkpoint took."""
+        self._save = max(self._save * 0.5, seconds)
+
+    def iterated(self, seconds: float) -> None:
+        """Learn how long an iteration took; slow ones are forgotten slowly."""
+        self._iteration = max(self._iteration * 0.98, seconds)
+
+    def evaluated(self, seconds: float) -> None:
+        """Learn how long an evaluation took."""
+        self._evaluation = seconds
+
+    def exhausted(self) -> bool:
+        """Say whether another iteration would leave too little time for a checkpoint."""
+        return self._over(2 * self._iteration)
+
+    def forbids_evaluation(self) -> bool:
+        """Say whether an evaluation, as the last one was, would overrun the deadline."""
+        return self._over(self._evaluation)
+
+    def past(self) -> bool:
+        """Say whether the deadline has come."""
+        return self.deadline is not None and self._clock() >= self.deadline
+
+    def _over(self, upcoming: float) -> bool:
+        if self.deadline is None:
+            return False
+        needed = SAFETY * (upcoming + self._save)
+        return self._clock() + needed >= self.deadline
+
+
+def deadline_of(minutes: float | None, began: float) -> float | None:
+    """Return when this attempt must have ended: the earlier of its budget and SLURM's limit.
+
+    The margin grows with the time there is, up to `MARGIN_SECONDS`, so that a budget of a few
+    seconds (in tests) still does some work.
+
+    Args:
+        minutes: the time budget.
+        began: when the attempt began, as `time.time()` tells it.
+    """
+    ends = [] if minutes is None else [began + 60 * minutes]
+    if (limit := slurm_end()) is not None:
+        ends.append(limit)
+    if not ends:
+        return None
+    left = min(ends) - began
+    return min(ends) - min(MARGIN_SECONDS, 0.1 * max(left, 0.0))
+
+
+def slurm_end() -> float | None:
+    """Return when SLURM will end this job, as `time.time()` tells it; None outside of SLURM."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return None
+    if end := os.environ.get("SLURM_JOB_END_TIME"):
+        return float(end)
+    try:
+        answer = subprocess.run(
+            ["squeue", "-h", "-j", job, "-o", "%e"],
+            check=True,
+            timeout=20,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        return datetime.fromisoformat(answer).timestamp()
+    except (OSError, subprocess.SubprocessError, ValueError):
+        logger.warning("SLURM does not say when job %s ends; only signals will stop it", job)
+        return None
+
+
+def guess_save_seconds(parameters: int) -> float:
+    """Guess the time for a checkpoint: weights and two moments, 4 bytes each, on a slow disk."""
+    return 12 * parameters / BYTES_PER_SECOND
