@@ -44,7 +44,7 @@ RECIPES = {
 SIZES = {"ViT-B": "base", "ViT-L": "large", "ViT-tiny": "tiny"}
 """How the names of config files call each backbone."""
 
-RESERVED_NAMES = ("benchmarks", "demo", "figures", "logs", "mlflow", "sweep")
+RESERVED_NAMES = ("benchmarks", "checkpoints", "demo", "figures", "logs", "mlflow", "sweep")
 """Folders that stand beside the experiments' own in the results folder."""
 
 _RATE_IN_NAME = re.compile(r"_(\d+(?:\.\d+)?e-\d+)(?=_|$)")

@@ -34,7 +34,7 @@ def test_the_demo_plans_five_runs_from_generated_data(checkout):
 def test_the_sweep_spans_its_grid(checkout):
     plan = checkout.plan("results/sweep/table.md", "--profile", "slurm", "--config",
                          "sheet=config/sweep.yaml")  # fmt: skip
-    assert plan.jobs["inspect_checkpoint"] == 15
+    assert plan.jobs["inspect_checkpoint"] == 4
     assert plan.jobs["fine_tune"] == 45
 
 

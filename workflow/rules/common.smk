@@ -1,3 +1,4 @@
+import hashlib
 import shlex
 from pathlib import Path
 
@@ -45,13 +46,28 @@ def expected_images(wildcards) -> str:
     return " ".join(f"{split}={images}" for split, images in SHEET.data.expected.items())
 
 
+def inspection(found: Experiment) -> str:
+    """Name the inspection of a row's checkpoint; rows of one checkpoint and config share it."""
+    what = f"{found.checkpoint} {found.checkpoint_sha256} {found.config}"
+    return f"{Path(found.checkpoint).stem}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+
+
+INSPECTED = {inspection(found): found for found in SHEET.experiments}
+
+
+def inspected(wildcards) -> str:
+    """Return the inspection that a run needs."""
+    return f"<results>/checkpoints/{inspection(row(wildcards))}.json"
+
+
 def checkpoint_file(wildcards) -> list[str]:
     """Return the checkpoint where it is a local file, whose change Snakemake then notices."""
-    found = row(wildcards)
+    found = INSPECTED[wildcards.checkpoint]
     if found.checkpoint_is_url:
         return []
     remedy = f"download it (README.md says where), or mend {found.name!r} in {SHEET.path}"
-    return present(found.checkpoint, SHEET.results / found.name / "checkpoint.json", remedy)
+    result = SHEET.results / "checkpoints" / f"{wildcards.checkpoint}.json"
+    return present(found.checkpoint, result, remedy)
 
 
 def present(file: str, result: Path, remedy: str) -> list[str]:

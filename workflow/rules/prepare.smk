@@ -45,17 +45,17 @@ rule inspect_checkpoint:
     input:
         checkpoint=checkpoint_file,
     output:
-        report="<results>/{experiment}/checkpoint.json",
+        report="<results>/checkpoints/{checkpoint}.json",
     log:
-        "<results>/logs/inspect_checkpoint/{experiment}.log",
+        "<results>/logs/inspect_checkpoint/{checkpoint}.log",
     conda:
         "../../environment.yml"
     params:
-        source=of_row("checkpoint"),
-        config=of_row("config"),
-        sha256=lambda wildcards: flag("sha256", row(wildcards).checkpoint_sha256),
+        source=lambda wildcards: INSPECTED[wildcards.checkpoint].checkpoint,
+        config=lambda wildcards: INSPECTED[wildcards.checkpoint].config,
+        sha256=lambda wildcards: flag("sha256", INSPECTED[wildcards.checkpoint].checkpoint_sha256),
     message:
-        "Inspect the checkpoint of {wildcards.experiment}: {params.source}"
+        "Inspect the checkpoint {params.source}"
     shell:
         "cae-seg prepare checkpoint {params.source:q} --config {params.config} {params.sha256}"
         " --out {output.report} 2>&1 | tee {log}"
