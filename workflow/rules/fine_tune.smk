@@ -8,8 +8,18 @@ rule fine_tune:
         data="<data>/manifest.json",
         checkpoint=inspected,
     output:
-        run="<results>/{experiment}/seed_{seed}/run.json",
-        config="<results>/{experiment}/seed_{seed}/config.py",
+        run=report(
+            "<results>/{experiment}/seed_{seed}/run.json",
+            caption="../report/run.rst",
+            category="Runs",
+            labels={"experiment": "{experiment}", "seed": "{seed}", "file": "facts"},
+        ),
+        config=report(
+            "<results>/{experiment}/seed_{seed}/config.py",
+            caption="../report/run.rst",
+            category="Runs",
+            labels={"experiment": "{experiment}", "seed": "{seed}", "file": "config"},
+        ),
     log:
         "<results>/logs/fine_tune/{experiment}_seed{seed}.log",
     benchmark:
