@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
 from PIL import Image
 from torch import Tensor, nn
@@ -123,20 +122,20 @@ class Evaluation:
     def _predictions(self, model: nn.Module) -> Iterator[tuple[list[int], list, list]]:
         """Yield numbers, predicted and true label maps of a few images at a time."""
         device = self._ranks.device
-        loader = self._loader()
+        loader, left = self._loader(), len(self.dataset)
         with self._progress() as bar, self._autocast():
             for batch in loader:
                 if self._stop():
                     raise Stopped
-                samples = batch["data_samples"]
-                pairs = zip(batch["inputs"], samples, strict=True)
-                images = [_normalise(model, image, sample) for image, sample in pairs]
+                images = [normalise(model, item["inputs"], item["data_samples"]) for item in batch]
+                samples = [item["data_samples"] for item in batch]
                 firsts = [sample[0] if isinstance(sample, list) else sample for sample in samples]
                 sizes = [tuple(sample.ori_shape[:2]) for sample in firsts]
                 labels = model.predict_labels(images, sizes, aug=self._aug)
                 truths = [sample.gt_sem_seg.data[0].to(device) for sample in firsts]
-                yield batch["number"], labels, truths
-                bar.update(len(images))
+                yield [item["number"] for item in batch], labels, truths
+                bar.update(min(len(images) * self._ranks.world, left))
+                left -= len(images) * self._ranks.world
 
     def _loader(self) -> DataLoader:
         """Load this rank's images, every `world`-th."""
@@ -145,7 +144,7 @@ class Evaluation:
             batch_size=_IMAGES_AT_ONCE[self._ranks.device.type],
             sampler=range(self._ranks.rank, len(self.dataset), self._ranks.world),
             num_workers=self._workers,
-            collate_fn=pseudo_collate,
+            collate_fn=list,
         )
 
     def _autocast(self) -> Any:
@@ -160,8 +159,8 @@ class Evaluation:
         return torch.autocast(kind, dtype)
 
     def _progress(self) -> Progress:
-        share = len(range(self._ranks.rank, len(self.dataset), self._ranks.world))
-        return progress(share, "evaluate", "images", stream=Voice(self._ranks.first))
+        total = len(self.dataset)
+        return progress(total, "evaluate", "images", stream=Voice(self._ranks.first))
 
     def _keep(
         self, wishes: Wishes, number: int, label: Tensor, truth: Tensor, kept: dict[int, np.ndarray]
@@ -274,10 +273,10 @@ class _Numbered(Dataset):
         return {**self._dataset[number], "number": number}
 
 
-def _normalise(model: nn.Module, image: Any, sample: Any) -> Tensor | list[Tensor]:
+def normalise(model: nn.Module, image: Any, sample: Any) -> Tensor | list[Tensor]:
     """Normalise one image (3, h, w) uint8, or the same at several scales."""
     if isinstance(image, list):
-        return [_normalise(model, scale, s) for scale, s in zip(image, sample, strict=True)]
+        return [normalise(model, scale, s) for scale, s in zip(image, sample, strict=True)]
     batch = {"inputs": [image], "data_samples": [copy.copy(sample)]}
     return model.data_preprocessor(batch, training=False)["inputs"][0]
 

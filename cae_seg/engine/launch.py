@@ -246,7 +246,8 @@ def _verdict(
     """Turn what the ranks said, and how they ended, into one exit status."""
     if outcomes and outcomes[0]["code"] == USER_ERROR:
         raise UserError(outcomes[0]["message"])
-    killed = {rank: -code for rank, code in exits.items() if code < 0}
+    # SIGTERM is how torchrun itself ends the ranks that another one has left behind.
+    killed = {rank: -code for rank, code in exits.items() if code < 0 and -code != signal.SIGTERM}
     if request.reason and not any(outcome["code"] == CRASHED for outcome in outcomes[:1]):
         killed = {}  # asked to stop before the ranks could listen
     if killed:

@@ -127,6 +127,7 @@ class Loop:
         logged = self._due(self._pace.log, self.done + 1)
         losses = [self._micro(batch, part) for part in range(self._split.accumulation)]
         optimiser = self._parts.optimiser
+        self._average()
         norm = gradient_norm(optimiser) if logged else None
         rate = max(group["lr"] for group in optimiser.param_groups)
         optimiser.step()
@@ -159,6 +160,12 @@ class Loop:
         loss, values = parts.model.parse_losses(losses)
         parts.optimiser.backward(parts.optimiser.scale_loss(loss))
         return {name: value.detach() for name, value in values.items()}
+
+    def _average(self) -> None:
+        """Average the gradients over the ranks where DDP has not done so on the way."""
+        parts = self._parts
+        if self._ranks.world > 1 and parts.wrapped is parts.model:
+            self._ranks.average([p.grad for p in parts.model.parameters() if p.grad is not None])
 
     def _between(self) -> bool:
         """Save, evaluate, or stop, as all ranks agree; return whether to go on."""

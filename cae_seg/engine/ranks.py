@@ -85,6 +85,19 @@ class Ranks:
             dist.all_reduce(counts)
         return counts
 
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their means over the ranks, always added in the same order."""
+        flat = torch._utils._flatten_dense_tensors(tensors)
+        dist.all_reduce(flat)
+        flat /= self.world
+        parts = torch._utils._unflatten_dense_tensors(flat, tensors)
+        torch._foreach_copy_(list(tensors), list(parts))
+
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by the first rank's."""
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
     def gather(self, value: Any) -> list[Any]:
         """Return every rank's `value` on the first rank, in order of rank; elsewhere nothing."""
         if self.world == 1:

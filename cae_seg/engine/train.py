@@ -221,16 +221,14 @@ def _newest(checkpoints: Checkpoints) -> Path | None:
 def _build_parts(plan: Plan, ranks: Ranks, model: nn.Module) -> Parts:
     model.to(ranks.device)
     wrapped = model
-    if ranks.world > 1:
-        cuda = ranks.device.type == "cuda"
+    if ranks.world > 1 and ranks.device.type == "cuda":
         wrapped = MMDistributedDataParallel(
-            model,
-            device_ids=[ranks.local] if cuda else None,
-            broadcast_buffers=False,
-            # Also keeps the reducer from regrouping after the first iteration, which would let a
-            # resumed run add in another order than an undisturbed one.
-            find_unused_parameters=not cuda or plan.job.deterministic,
+            model, device_ids=[ranks.local], broadcast_buffers=False
         )
+    elif ranks.world > 1:
+        # DDP refuses synchronised batch norm on the CPU, and regroups what it adds after the
+        # first iteration: a resumed run would round otherwise than an undisturbed one.
+        ranks.share([*model.parameters(), *model.buffers()])
     optimiser = build_optimiser(wrapped, plan.config, plan.precision, plan.split)
     return Parts(model, wrapped, optimiser, build_schedulers(optimiser, plan.config), iter(()))
 
