@@ -344,7 +344,7 @@ def register(cluster: Cluster) -> None:
         cluster.run("sacctmgr", "-i", *words.split())
 
 
-def up(cluster: Cluster, kill_wait: int) -> None:
+def up(cluster: Cluster, kill_wait: int = 15) -> None:
     """Bring the cluster up, or what of it is down, and wait until it can run jobs."""
     install()
     if not (cluster.root / "slurm.conf").exists():

@@ -1,0 +1,45 @@
+"""One cluster for all tests here, and one prepared working folder on it."""
+
+import os
+
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster import Cluster, ClusterError, down, search_path, up
+from slurm_site import Site
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use the cluster, and keep them in one process."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            for mark in (pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")):
+                item.add_marker(mark)
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A running cluster: the one of `$CAE_SEG_CLUSTER_DIR`, which stays, or one of our own."""
+    search_path()
+    given = os.environ.get("CAE_SEG_CLUSTER_DIR")
+    cluster = Cluster(Path(given) if given else tmp_path_factory.mktemp("cluster"))
+    try:
+        up(cluster)
+    except ClusterError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no SLURM cluster, and CI=true: {error}")
+        pytest.skip(f"NO SLURM CLUSTER, so nothing of SLURM is tested: {error}")
+    yield cluster
+    if not given:
+        down(cluster)
+
+
+@pytest.fixture(scope="session")
+def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    """A working folder for real runs."""
+    return Site(tmp_path_factory.mktemp("site") / "checkout", cluster.environment())
