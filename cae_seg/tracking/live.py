@@ -34,17 +34,31 @@ def following(work_dir: Path, *, sheet: Path | None = None) -> Iterator[None]:
     if not is_server(tracking_uri()) or os.environ.get("SLURM_PROCID", "0") != "0":
         yield
         return
-    command = [sys.executable, "-m", "cae_seg.cli", "track", "--follow", str(work_dir)]
-    process = subprocess.Popen([*command, *(["--sheet", str(sheet)] if sheet else [])])
+    command = [sys.executable, "-m", "cae_seg.tracking", str(work_dir)]
+    command += [str(sheet)] if sheet else []
+    # A session of its own, so that a Ctrl-C in the terminal is left to the training.
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield
     finally:
-        process.terminate()
+        process.stdin.close()
         try:
             process.wait(LAST_WORD_SECONDS + 15)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def follow_parent(work_dir: Path, sheet: Path | None) -> None:
+    """Follow a run until standard input ends: then the training is over, or its process dead."""
+    stop = _stop_on_signal()
+
+    def wait_for_end() -> None:
+        sys.stdin.buffer.read()
+        stop.set()
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+    follow(work_dir, sheet=sheet, stop=stop)
 
 
 def follow(
@@ -55,7 +69,7 @@ def follow(
     poll: float = 5.0,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
-    """Stream a run's record to MLflow until SIGTERM, `stop`, or the end of the parent process.
+    """Stream a run's record to MLflow until SIGTERM, Ctrl-C or `stop`.
 
     While the server is away it warns once and tries again with growing pauses; what was missed
     follows in order. What is still missing at the end is left to `track`.
@@ -72,17 +86,16 @@ def follow(
     """
     stream = _Stream(Path(run_dir), sheet, uri or tracking_uri())
     stop = stop or _stop_on_signal()
-    parent, pause = os.getppid(), poll
-    while not stop.wait(pause) and os.getppid() == parent:
+    pause = poll
+    while not stop.wait(pause):
         pause = poll if stream.advance() else min(LONGEST_PAUSE, pause * 2)
     return stream.end()
 
 
 def _stop_on_signal() -> threading.Event:
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    # A Ctrl-C goes to the whole group; training stops in order and then ends us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     return stop
 
 

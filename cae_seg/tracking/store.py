@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import sqlite3
 import sys
 import urllib.parse
@@ -71,7 +72,8 @@ def quieten_mlflow() -> None:
     """Set MLflow up to send nothing home, to give up early and to leave the terminal alone."""
     for name, value in QUIET_MLFLOW.items():
         os.environ.setdefault(name, value)
-    logging.getLogger("alembic").setLevel(logging.CRITICAL)
+    for name in ("alembic", "urllib3"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def ensure_store(uri: str | None = None) -> None:
@@ -130,7 +132,7 @@ def _read_stamp(path: Path) -> dict[str, str] | None:
 def _schema(path: Path) -> str | None:
     if not path.is_file():
         return None
-    with contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
+    with contextlib.closing(sqlite3.connect(path, timeout=5)) as database:
         try:
             row = database.execute("SELECT version_num FROM alembic_version").fetchone()
         except sqlite3.OperationalError as error:
@@ -198,11 +200,9 @@ def reaching_mlflow() -> Iterator[None]:
             "BAD_REQUEST",
             "PERMISSION_DENIED",
         )
-        raise StoreUnavailable(
-            _first_line(error), passing=_may_pass(error) and not refused
-        ) from error
+        raise StoreUnavailable(_gist(error), passing=_may_pass(error) and not refused) from error
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise StoreUnavailable(_first_line(error), passing=_may_pass(error)) from error
+        raise StoreUnavailable(_gist(error), passing=_may_pass(error)) from error
 
 
 def _may_pass(error: Exception) -> bool:
@@ -210,8 +210,11 @@ def _may_pass(error: Exception) -> bool:
     return not any(word in text for word in ("readonly database", "unable to open", "malformed"))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _gist(error: Exception) -> str:
+    """Return the line of a message that says most, without passwords."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = next((line for line in lines if "Error" in line), lines[0])[:300]
+    return re.sub(r"(://[^/:@\s]*):[^/@\s]*@", r"\1:***@", line)
 
 
 def ui_command(uri: str | None = None, *, port: int = 5000) -> list[str]:
@@ -233,7 +236,7 @@ def ui_command(uri: str | None = None, *, port: int = 5000) -> list[str]:
     )
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # `env` and not our own environment, because the command outlives this process.
-    quiet = ["env", "MLFLOW_DISABLE_TELEMETRY=true"]
+    quiet = ["env", "MLFLOW_DISABLE_TELEMETRY=true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"]
     return [
         *quiet,
         sys.executable,
