@@ -1,96 +1,10 @@
-"""A copy of the repository to run Snakemake in, with a stand-in for the dear commands."""
+"""Copies of the repository to run Snakemake in."""
 
-import os
-import re
 import shutil
-import subprocess
-import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("Snakefile", "environment.yml", "workflow", "config", "configs_local", "cae_seg")
-PROFILES = ("local", "slurm", "demo")
-
-
-class Checkout:
-    """A copy of the workflow in a folder of its own."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        for part in PARTS:
-            source = ROOT / part
-            if source.is_dir():
-                shutil.copytree(source, path / part, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copy2(source, path / part)
-        for profile in PROFILES:
-            shutil.copy2(ROOT / profile, path / profile, follow_symlinks=False)
-        stub = path / "bin" / "cae-seg"
-        stub.parent.mkdir()
-        shutil.copy2(Path(__file__).parent / "stub_cae_seg.sh", stub)
-
-    def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-        """Run Snakemake here, with this copy's `cae_seg` and an empty home folder."""
-        home = self.path / "home"
-        home.mkdir(exist_ok=True)
-        return subprocess.run(
-            [sys.executable, "-m", "snakemake", *arguments],
-            cwd=self.path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env={
-                **os.environ,
-                "HOME": str(home),
-                "XDG_CONFIG_HOME": str(home / ".config"),
-                "PYTHONPATH": str(self.path),
-                "PATH": f"{self.path / 'bin'}{os.pathsep}{os.environ['PATH']}",
-                **environment,
-            },
-        )
-
-    def run(self, *arguments: str, **environment: str) -> str:
-        """Run Snakemake, which must succeed; return what it said."""
-        done = self.snakemake(*arguments, **environment)
-        said = done.stdout + done.stderr
-        assert done.returncode == 0, said
-        return said
-
-    def plan(self, *arguments: str) -> "Plan":
-        """Return what Snakemake would run."""
-        return Plan(self.run("--dry-run", *arguments))
-
-    def edit(self, file: str, old: str, new: str) -> None:
-        """Replace a text that stands once in a file."""
-        text = (self.path / file).read_text()
-        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {file}"
-        (self.path / file).write_text(text.replace(old, new))
-
-    def age(self) -> None:
-        """Put everything an hour into the past, so that what is touched next is newer."""
-        for file in [self.path, *self.path.rglob("*")]:
-            if ".snakemake" not in file.parts:
-                stamp = file.lstat().st_mtime - 3600
-                os.utime(file, (stamp, stamp), follow_symlinks=False)
-
-
-class Plan:
-    """The jobs that a dry-run names."""
-
-    def __init__(self, said: str) -> None:
-        self.messages = re.findall(r"^Job \d+: (.*)$", said, re.MULTILINE)
-        table = said.split("Job stats:")[-1] if "Job stats:" in said else ""
-        counted = re.findall(r"^(\S+) +(\d+)$", table.split("\n\n")[0], re.MULTILINE)
-        self.jobs = Counter({name: int(count) for name, count in counted if name != "total"})
-
-    @property
-    def trained(self) -> set[str]:
-        """Experiment and seed of every training, as "experiment/seed"."""
-        found = (re.match(r"Fine-tune (\S+), seed (\d+):", message) for message in self.messages)
-        return {f"{match[1]}/{match[2]}" for match in found if match}
+from checkouts import Checkout
 
 
 @pytest.fixture
@@ -116,6 +30,6 @@ def _finished_demo(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 def finished(_finished_demo: Checkout, tmp_path: Path) -> Checkout:
     """A copy in which the demo workflow has been run to its end (by the stand-in)."""
     shutil.copytree(_finished_demo.path, tmp_path, symlinks=True, dirs_exist_ok=True)
-    copy = object.__new__(Checkout)
+    copy = Checkout.__new__(Checkout)
     copy.path = tmp_path
     return copy

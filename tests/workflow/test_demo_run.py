@@ -1,0 +1,120 @@
+"""The demo, for real: from an archive to the table by the installed `cae-seg`, nothing stood in."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkouts import Checkout
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+RUNS = [
+    ("tiny_300_lr1e-3", 0),
+    ("tiny_300_lr3e-3", 0),
+    ("tiny_1600_lr1e-3", 0),
+    ("tiny_1600_lr1e-3", 1),
+    ("tiny_1600_lr3e-3", 0),
+]
+COLUMNS = ["Backbone", "#Pretrained Epoch", "mIoU", "Config"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A copy of the repository in which `snakemake --profile demo` was run to its end."""
+    copy = Checkout(tmp_path_factory.mktemp("demo"), stub=False)
+    copy.said = copy.run("--profile", "demo", timeout=1500)
+    return copy
+
+
+def read(demo, file):
+    return json.loads((demo.path / "results/demo" / file).read_text())
+
+
+def untrained_miou(demo, folder: Path) -> float:
+    """Return the mIoU (percent) of the demo's model before its first step."""
+    import torch
+    from mmengine.config import Config
+    from mmseg.registry import MODELS
+
+    import cae_seg.registration  # noqa: F401
+
+    config = demo.path / "results/demo/tiny_1600_lr1e-3/seed_0/config.py"
+    torch.manual_seed(0)
+    model = MODELS.build(Config.fromfile(config).model)
+    torch.save({"state_dict": model.state_dict()}, folder / "untrained.pth")
+    subprocess.run(
+        [Path(sys.executable).parent / "cae-seg", "evaluate", config, folder / "untrained.pth",
+         "--device", "cpu", "--data", "data/demo/ade20k/manifest.json",
+         "--out", folder / "untrained.json"],
+        cwd=demo.path, check=True, env=os.environ | {"PYTHONPATH": str(demo.path)},
+    )  # fmt: skip
+    return json.loads((folder / "untrained.json").read_text())["mIoU"]
+
+
+def test_every_run_is_far_better_than_the_untrained_model(demo, tmp_path):
+    untrained = untrained_miou(demo, tmp_path)
+    assert untrained < 5
+    for name, seed in RUNS:
+        assert read(demo, f"{name}/seed_{seed}/metrics.json")["mIoU"] > untrained + 25
+
+
+def test_the_better_pretraining_wins(demo):
+    for rate in ("1e-3", "3e-3"):
+        better, worse = (read(demo, f"tiny_{n}_lr{rate}/metrics.json") for n in (1600, 300))
+        assert better["mIoU"] > worse["mIoU"]
+
+
+def test_the_table_holds_every_row_with_the_numbers_of_its_files(demo):
+    table = (demo.path / "results/demo/table.md").read_text()
+    header = next(line for line in table.splitlines() if line.startswith("|"))
+    assert [cell.strip() for cell in header.strip("|").split("|")][:4] == COLUMNS
+    with (demo.path / "results/demo/table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4
+    written = sorted(float(row["mIoU"]) for row in rows)
+    measured = sorted(read(demo, f"{name}/metrics.json")["mIoU"] for name in dict(RUNS))
+    assert written == pytest.approx(measured)
+
+
+def test_two_seeds_make_one_row_with_a_spread(demo):
+    joined = read(demo, "tiny_1600_lr1e-3/metrics.json")
+    assert joined["n"] == 2
+    assert joined["mIoU_std"] > 0
+
+
+def test_every_run_was_tracked(demo):
+    for name, seed in RUNS:
+        assert read(demo, f"{name}/seed_{seed}/tracked.json")["delivered"] is True
+
+
+def test_the_facts_of_a_run_are_written_beside_it(demo):
+    facts = read(demo, "tiny_300_lr3e-3/seed_0/run.json")
+    assert facts["learning_rate"] == 3e-3
+    assert facts["checkpoint"]["resized"] > 0
+    assert facts["data"]["images"] == {"training": 64, "validation": 24}
+    config = demo.path / "results/demo/tiny_300_lr3e-3/seed_0/config.py"
+    assert "lr=0.003" in config.read_text()
+
+
+def test_a_person_watching_sees_progress_and_no_chatter(demo):
+    assert re.search(r"train tiny_\S+: \d+/\d+ iterations .* left, loss \d", demo.said)
+    assert re.search(r"mIoU \d+\.\d+", demo.said)
+    assert re.search(r"\d+ of \d+ steps \(\d+%\) done", demo.said)
+    assert "Warning" not in demo.said
+    assert "OneDL" not in demo.said
+
+
+def test_a_second_start_has_nothing_to_do(demo):
+    assert not demo.plan("--profile", "demo").jobs
+
+
+def test_the_report_is_one_file(demo):
+    demo.run("report.html", "--profile", "demo")
+    report = (demo.path / "report.html").read_text()
+    assert "miou_by_learning_rate" in report
+    assert "tiny_1600_lr3e-3" in report
