@@ -7,6 +7,11 @@ from torch import Tensor, nn
 
 from cae_seg.errors import UserError
 
+# Up to so many pixels a map is normalised in double precision, which costs nothing at that size.
+# With few values per channel each is nearly determined by the others, and its gradient the small
+# difference of large numbers: in single precision three digits of it are left.
+_FEW_PIXELS = 4
+
 
 class _SumOverRanks(torch.autograd.Function):
     """All-reduce by sum; the gradient of a sum over ranks is the sum of the ranks' gradients."""
@@ -46,11 +51,13 @@ class AnyDeviceSyncBN(nn.SyncBatchNorm):
                 "batch of one image: batch normalisation after 1×1 pooling needs two or more "
                 "images in a forward pass; raise the images per GPU (or the number of GPUs)"
             )
-        if self.training and ranks > 1 and input.device.type == "cpu":
-            return self._forward_ranks(input)
-        if ranks == 1 or not self.training:
-            return self._forward_alone(input)
-        return super().forward(input)
+        if self.training and ranks > 1:
+            on_cpu = input.device.type == "cpu"
+            return self._forward_ranks(input) if on_cpu else super().forward(input)
+        few = input[0, 0].numel() <= _FEW_PIXELS and input.dtype == torch.float32
+        if self.training and self.track_running_stats and self.affine and few:
+            return self._forward_few(input)
+        return self._forward_alone(input)
 
     def _ranks(self) -> int:
         if not (dist.is_available() and dist.is_initialized()):
@@ -77,7 +84,17 @@ class AnyDeviceSyncBN(nn.SyncBatchNorm):
             self.eps,
         )
 
+    def _forward_few(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean.double(), self.running_var.double()
+        weight, bias, momentum = self.weight.double(), self.bias.double(), self._momentum()
+        y = nn.functional.batch_norm(x.double(), mean, var, weight, bias, True, momentum, self.eps)
+        self.running_mean.copy_(mean)
+        self.running_var.copy_(var)
+        return y.to(x.dtype)
+
     def _forward_ranks(self, x: Tensor) -> Tensor:
+        if x.dtype != torch.float64 and x[0, 0].numel() <= _FEW_PIXELS:
+            return self._forward_ranks(x.double()).to(x.dtype)
         axes = [axis for axis in range(x.dim()) if axis != 1]
         per_channel = [-1 if axis == 1 else 1 for axis in range(x.dim())]
         count = x.new_full((1,), x.numel() // x.size(1))

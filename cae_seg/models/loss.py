@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cae_seg.models.resize import bands, constant, interpolation_matrix, resize_bilinear
-
-# Output pixels per tile and axis. CPU: a tile of 150 classes stays in the cache of two cores.
-# CUDA: few, large launches; 128 rows of 16 images are 0.6 GB.
-_TILE_CPU, _TILE_CUDA = (32, 64), (128, 512)
+from cae_seg.models.resize import (
+    bands,
+    constant,
+    interpolation_matrix,
+    resize_bilinear,
+    tile_shape,
+    upsample_tile,
+)
 
 
 class PixelLoss(NamedTuple):
@@ -80,7 +83,7 @@ def _sum_tiles(
     total = coarse.new_zeros((), dtype=torch.float64)
     hits = labels.new_zeros(())
     sizes = list(zip(coarse.shape[1:3], labels.shape[1:], strict=True))
-    tiles = _TILE_CPU if coarse.device.type == "cpu" else _TILE_CUDA
+    tiles = tile_shape(coarse)
     matrices = [interpolation_matrix(*size, align_corners) for size in sizes]
     rows, cols = (
         constant(interpolation_matrix, *size, align_corners, like=coarse) for size in sizes
@@ -96,13 +99,6 @@ def _sum_tiles(
             if gradient is not None:
                 gradient[:, in_rows, in_cols] += upsample_tile(fine, down.t(), across.t())
     return total.float(), hits
-
-
-def upsample_tile(tile: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """Return `rows · tile · colsᵀ` for each channel: (N, h, w, C) → (N, H, W, C)."""
-    n, h, w, c = tile.shape
-    tall = torch.matmul(rows, tile.reshape(n, h, w * c))  # N, H, w·C
-    return torch.matmul(cols, tall.view(n, len(rows), w, c))
 
 
 def _tile_loss(

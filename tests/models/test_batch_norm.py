@@ -27,7 +27,8 @@ def results(norm: nn.Module, x: torch.Tensor, weights: torch.Tensor) -> dict[str
     y = norm(x)
     (y * weights).sum().backward()
     found = {"y": y.detach(), "x": x.grad, "w": norm.weight.grad, "b": norm.bias.grad}
-    return found | dict(norm.named_buffers())
+    buffers = {name: value.double() for name, value in norm.named_buffers()}
+    return found | buffers
 
 
 def test_one_process_equals_batch_norm():
@@ -38,6 +39,17 @@ def test_one_process_equals_batch_norm():
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=0)
     torch.testing.assert_close(norm.eval()(x), plain.eval()(x), rtol=0, atol=0)
+
+
+def test_few_values_per_channel_keep_an_exact_gradient():
+    # Two values a channel: normalised they are ±1, whatever they were, up to eps.
+    x = torch.randn(2, 64, 1, 1, generator=torch.Generator().manual_seed(1)) + 3
+    norm = layer(64)
+    exact = nn.BatchNorm2d(64).double()
+    exact.load_state_dict(norm.state_dict())
+    ours, theirs = results(norm, x, x.cos()), results(exact, x.double(), x.cos().double())
+    for name, value in theirs.items():
+        assert (ours[name] - value).norm() <= 2e-6 * value.norm(), name
 
 
 def _rank(rank: int, folder: str, norm: AnyDeviceSyncBN, x: torch.Tensor) -> None:

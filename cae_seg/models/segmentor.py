@@ -1,0 +1,198 @@
+"""The segmentor: backbone and heads, and from images to labels by sliding windows."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import ConfigDict
+from mmengine.structures import PixelData
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+from torch import Tensor
+
+from cae_seg.errors import UserError
+from cae_seg.models.fast_paths import Switch, Switches, resolve
+from cae_seg.models.resize import resize_bilinear
+from cae_seg.models.upernet import CAEFCNHead, CAEUPerHead
+from cae_seg.models.windows import Axis, Coarse, View, labels_of
+
+_WINDOWS_PER_BATCH = {"cpu": 2, "cuda": 16}
+_OUR_HEADS = (CAEUPerHead.__name__, CAEFCNHead.__name__)
+
+
+@MODELS.register_module()
+class CAESegmentor(EncoderDecoder):
+    """mmsegmentation's `EncoderDecoder` with the published `pretrained` and faster inference.
+
+    Args:
+        backbone: config of the backbone.
+        decode_head: config of the head that predicts.
+        auxiliary_head: config of the head that only adds a loss in training.
+        pretrained: path of a checkpoint for the backbone; becomes its `init_cfg`.
+        fast_paths: see `cae_seg.models.fast_paths`; handed on to the heads.
+        test_cfg: `mode` ("slide" or "whole"), `crop_size`, `stride`; `windows_per_batch` (images
+            of crop size in one forward pass); `seg_logits=True` to return full-size logits too.
+        kwargs: as `EncoderDecoder`.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping[str, Any],
+        decode_head: Mapping[str, Any],
+        auxiliary_head: Mapping[str, Any] | None = None,
+        *,
+        pretrained: str | None = None,
+        fast_paths: Mapping[str, Switch] | Switch | None = None,
+        test_cfg: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        switches = resolve(fast_paths)
+        super().__init__(
+            backbone=_with_checkpoint(backbone, pretrained),
+            decode_head=_with_switches(decode_head, switches),
+            auxiliary_head=_with_switches(auxiliary_head, switches),
+            test_cfg=ConfigDict(test_cfg or {"mode": "whole"}),
+            **kwargs,
+        )
+        self.fast_paths = switches
+
+    @property
+    def active_fast_paths(self) -> list[str]:
+        """Return the names of the fast paths that are on, for the run's record."""
+        return [name for name, switch in self.fast_paths.items() if switch]
+
+    @torch.inference_mode()
+    def predict_labels(
+        self,
+        images: Sequence[Tensor | Sequence[Tensor]],
+        sizes: Sequence[tuple[int, int]],
+        aug: bool = False,
+    ) -> list[Tensor]:
+        """Predict labels at the original sizes; the model should be in eval mode.
+
+        Args:
+            images: normalised images (3, h, w), or for each the same image at several scales, whose
+                soft-maxes are averaged.
+            sizes: original (height, width) of each image.
+            aug: also average over the horizontally flipped images.
+
+        Returns:
+            Labels (height, width), uint8, on the model's device.
+        """
+        device = next(self.parameters()).device
+        flips = (False, True) if aug else (False,)
+        views = [
+            [
+                self._view(scale.to(device), flipped)
+                for scale in ([image] if isinstance(image, Tensor) else image)
+                for flipped in flips
+            ]
+            for image in images
+        ]
+        if not self.fast_paths["fused_prediction"]:
+            return [self._plain_labels(v, size) for v, size in zip(views, sizes, strict=True)]
+        windows = (window for v in views for view in v for window in view.windows())
+        logits = self._window_logits(windows)
+        return [
+            labels_of([self._join(view, logits, tuple(size)) for view in v])
+            for v, size in zip(views, sizes, strict=True)
+        ]
+
+    def predict(
+        self, inputs: Tensor, data_samples: list[SegDataSample] | None = None
+    ) -> list[SegDataSample]:
+        """Predict a batch (N, 3, h, w) into `pred_sem_seg` at the samples' `ori_shape`.
+
+        Full-size `seg_logits` are added only with `test_cfg.seg_logits`, or without data samples.
+        """
+        if data_samples is None or self.test_cfg.get("seg_logits", False):
+            return super().predict(inputs, data_samples)
+        images = [_without_padding(x, s) for x, s in zip(inputs, data_samples, strict=True)]
+        sizes = [tuple(sample.ori_shape[:2]) for sample in data_samples]
+        labels = self.predict_labels(images, sizes)
+        for sample, label in zip(data_samples, labels, strict=True):
+            if sample.metainfo.get("flip"):
+                axis = -1 if sample.flip_direction == "horizontal" else -2
+                label = label.flip(axis)
+            sample.pred_sem_seg = PixelData(data=label.long()[None])
+        return data_samples
+
+    def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        """Return logits (N, classes, h, w), averaged where windows overlap."""
+        views = [self._view(image, False) for image in inputs]
+        size = tuple(inputs.shape[2:])
+        if not self.fast_paths["fused_prediction"]:
+            return torch.cat([self._plain_logits(view) for view in views])
+        logits = self._window_logits(window for view in views for window in view.windows())
+        return torch.stack([self._join(view, logits, size).full() for view in views])
+
+    def _view(self, image: Tensor, flipped: bool) -> View:
+        crop, stride = tuple(image.shape[1:]), tuple(image.shape[1:])
+        if self.test_cfg.mode == "slide":
+            crop, stride = self.test_cfg.crop_size, self.test_cfg.stride
+        rows, cols = (Axis(*axis) for axis in zip(image.shape[1:], crop, stride, strict=True))
+        return View(image, (rows, cols), flipped)
+
+    def _window_logits(self, windows: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Yield the logits (h, w, classes) of each window, in order, several windows at a time."""
+        for _, alike in itertools.groupby(windows, key=lambda window: window.shape):
+            while batch := list(itertools.islice(alike, self._windows_per_batch())):
+                logits = self._forward(torch.stack(batch))
+                yield from logits.permute(0, 2, 3, 1).float().contiguous()
+
+    def _windows_per_batch(self) -> int:
+        device = next(self.parameters()).device.type
+        return self.test_cfg.get("windows_per_batch", _WINDOWS_PER_BATCH.get(device, 1))
+
+    def _join(self, view: View, logits: Iterator[Tensor], size: tuple[int, int]) -> Coarse:
+        count = len(view.axes[0].starts) * len(view.axes[1].starts)
+        mine = list(itertools.islice(logits, count))
+        return Coarse.join(view, mine, size, self.align_corners)
+
+    def _plain_logits(self, view: View) -> Tensor:
+        """Return logits (1, classes, h, w) of a view by mmsegmentation's own loop."""
+        image = view.image.flip(-1) if view.flipped else view.image
+        missing = [max(axis.crop - axis.length, 0) for axis in view.axes]
+        padded = F.pad(image, (0, missing[1], 0, missing[0]))[None]
+        meta = {"ori_shape": padded.shape[2:], "img_shape": padded.shape[2:]}
+        if self.test_cfg.mode == "slide":
+            logits = super().slide_inference(padded, [meta])
+        else:
+            logits = self.whole_inference(padded, [meta])
+        logits = logits[..., : image.shape[1], : image.shape[2]]
+        return logits.flip(-1) if view.flipped else logits
+
+    def _plain_labels(self, views: Sequence[View], size: tuple[int, int]) -> Tensor:
+        """Return labels (height, width) by way of full-size logits and soft-maxes."""
+        total = 0
+        for view in views:
+            logits = resize_bilinear(self._plain_logits(view).float(), size, self.align_corners)
+            total = total + (logits.softmax(1) if len(views) > 1 else logits)
+        return total[0].argmax(0).to(torch.uint8)
+
+
+def _with_checkpoint(backbone: Mapping[str, Any], pretrained: str | None) -> dict[str, Any]:
+    backbone = dict(backbone)
+    if not pretrained:
+        return backbone
+    if backbone.get("init_cfg"):
+        raise UserError(
+            f"model.pretrained: {pretrained} is given, but model.backbone.init_cfg too; leave one"
+        )
+    return backbone | {"init_cfg": {"type": "Pretrained", "checkpoint": str(pretrained)}}
+
+
+def _with_switches(head: Mapping[str, Any] | None, switches: Switches) -> dict[str, Any] | None:
+    if head is None or head["type"] not in _OUR_HEADS:
+        return head
+    return {"fast_paths": switches, **head}
+
+
+def _without_padding(image: Tensor, sample: SegDataSample) -> Tensor:
+    """Cut away what the data preprocessor filled up: (3, H, W) → (3, h, w)."""
+    meta = sample.metainfo
+    left, right, top, bottom = meta.get("img_padding_size", meta.get("padding_size", [0] * 4))
+    return image[:, top : image.shape[1] - bottom, left : image.shape[2] - right]
