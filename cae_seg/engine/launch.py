@@ -118,7 +118,7 @@ def _devices(job: Job) -> Iterator[Placement]:
     placement = place(job.device, job.gpus, present, slurm=given)
     if placement.kind == "cpu" and job.device == "auto" and (job.gpus or 1) > 1:
         logger.warning(
-            "no GPU here: training on the CPU in one process instead of on %d GPUs", job.gpus
+            "no GPU here: running on the CPU in one process instead of on %d GPUs", job.gpus
         )
     if placement.kind == "cpu" or os.environ.get("SLURM_JOB_ID"):
         yield placement

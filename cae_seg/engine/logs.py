@@ -5,6 +5,7 @@ import io
 import logging
 import logging.handlers
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -53,6 +54,14 @@ class _Printed(io.TextIOBase):
         if text.strip():
             logging.getLogger("stdout").info("%s", text.rstrip())
         return len(text)
+
+
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Keep what libraries print and warn of while they are loaded from the terminal."""
+    with contextlib.redirect_stdout(_Printed()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class LogFile:

@@ -24,13 +24,16 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-import cae_seg.registration  # noqa: F401  (registers our parts)
 from cae_seg.engine.inputs import check_checkpoint, check_config, parse_learning_rate
 from cae_seg.engine.inspect import known_sha256
 from cae_seg.engine.jobs import EvaluateJob, Job
+from cae_seg.engine.logs import quiet_imports
 from cae_seg.engine.ranks import Ranks
 from cae_seg.errors import UserError
 from cae_seg.models.pretrained import load_checkpoint_file
+
+with quiet_imports():
+    import cae_seg.registration  # noqa: F401  (registers our parts, and mmsegmentation's)
 
 NOT_RUN = ("custom_hooks", "custom_imports_hooks")
 # Keys that say where something lies or how a run behaves, not what it computes.

@@ -1,0 +1,278 @@
+"""One run end to end: the same numbers however it is run, and whatever interrupts it."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cae_seg.engine import worker
+from cae_seg.engine.budget import StopRequest
+from cae_seg.engine.jobs import DONE, STOPPED, EvaluateJob, TrainJob
+from cae_seg.engine.launch import launch_evaluate, launch_train
+from cae_seg.errors import UserError
+from cae_seg.run_folder import read_record
+
+
+class StopAfter(StopRequest):
+    """Asks to stop once it has been looked at so many times."""
+
+    def __init__(self, looks: int) -> None:
+        self._left = looks
+
+    @property
+    def reason(self) -> str | None:
+        self._left -= 1
+        return "SIGTERM" if self._left < 0 else None
+
+
+def weights(job: TrainJob) -> dict[str, torch.Tensor]:
+    return torch.load(job.work_dir / "weights.pth", weights_only=True)["state_dict"]
+
+
+def losses(job: TrainJob) -> list[float]:
+    return [line["loss"] for line in read_record(job.work_dir / "record.jsonl").train.values()]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def undisturbed(make_job) -> TrainJob:
+    job = make_job("undisturbed")
+    assert launch_train(job) == DONE
+    return job
+
+
+def test_run_leaves_what_the_workflow_declares(undisturbed):
+    run = json.loads(undisturbed.out.read_text())
+    assert run["schema"] == 1
+    assert run["iterations"] == 8
+    assert run["batch"] == {
+        "total": 16, "per_rank": 16, "micro": 16, "accumulation": 1, "ranks": 1,
+    }  # fmt: skip
+    assert (undisturbed.out.parent / run["weights"]["path"]).is_file()
+    assert (undisturbed.out.parent / "config.py").is_file()
+    assert [line["iteration"] for line in run["evaluations"]] == [5, 8]
+    assert run["data"]["images"] == {"training": 20, "validation": 5}
+    assert run["precision"] == "fp32"
+    assert len(losses(undisturbed)) == 8
+    assert not (undisturbed.work_dir / "checkpoints").exists()
+
+
+def test_same_seed_gives_the_same_run_with_any_number_of_workers(make_job, undisturbed):
+    other = make_job("workers", workers=4)
+    assert launch_train(other) == DONE
+    assert losses(other) == losses(undisturbed)
+    assert same(weights(other), weights(undisturbed))
+
+
+def test_other_seed_gives_another_run(make_job, undisturbed):
+    other = make_job("seed", seed=1)
+    assert launch_train(other) == DONE
+    assert losses(other) != losses(undisturbed)
+
+
+def test_stopped_anywhere_and_gone_on_is_bit_identical(make_job, undisturbed):
+    job = make_job("stopped")
+    codes = []
+    for looks in (2, 1, 4, 3, 9, 100):
+        codes.append(worker.run(job, "cpu", StopAfter(looks)))
+        if codes[-1] == DONE:
+            break
+    assert codes.count(STOPPED) >= 3
+    assert codes[-1] == DONE
+    assert same(weights(job), weights(undisturbed))
+    assert losses(job) == losses(undisturbed)
+    assert (job.work_dir / "weights.pth").read_bytes() == (
+        undisturbed.work_dir / "weights.pth"
+    ).read_bytes()
+    run = json.loads(job.out.read_text())
+    assert run["attempts"] == len(codes)
+    assert run["evaluations"] == json.loads(undisturbed.out.read_text())["evaluations"]
+
+
+def test_signal_loses_no_iteration(make_job):
+    job = make_job("signal")
+    assert worker.run(job, "cpu", StopAfter(2)) == STOPPED
+    done = max(read_record(job.work_dir / "record.jsonl").train)
+    assert (job.work_dir / "checkpoints" / f"iter_{done}.pth").is_file()
+    assert worker.run(job, "cpu", StopRequest()) == DONE
+    lines = (job.work_dir / "record.jsonl").read_text().splitlines()
+    trained = [json.loads(line)["iteration"] for line in lines if '"train"' in line]
+    assert trained == list(range(1, 9))
+
+
+def test_finished_run_is_not_done_again(undisturbed):
+    before = undisturbed.out.read_bytes()
+    stamp = (undisturbed.work_dir / "weights.pth").stat().st_mtime_ns
+    undisturbed.out.unlink()
+    assert launch_train(undisturbed) == DONE
+    assert undisturbed.out.read_bytes() == before
+    assert (undisturbed.work_dir / "weights.pth").stat().st_mtime_ns == stamp
+
+
+def test_other_recipe_moves_the_state_aside(make_job, undisturbed):
+    job = dataclasses.replace(undisturbed, learning_rate="2e-3")
+    assert launch_train(job) == DONE
+    stale = list(undisturbed.work_dir.parent.glob("work.stale-*"))
+    assert len(stale) == 1
+    assert (stale[0] / "weights.pth").is_file()
+    assert json.loads(job.out.read_text())["learning_rate"] == 2e-3
+
+
+def test_micro_batches_are_recorded(make_job):
+    job = make_job("micro", iterations=2, images_per_gpu=5)
+    assert launch_train(job) == DONE
+    batch = json.loads(job.out.read_text())["batch"]
+    assert (batch["micro"], batch["accumulation"], batch["per_rank"]) == (4, 4, 16)
+
+
+def test_evaluate_repeats_the_last_evaluation_of_training(undisturbed, tmp_path):
+    job = EvaluateJob(
+        config=undisturbed.out.parent / "config.py",
+        weights=undisturbed.work_dir / "weights.pth",
+        data=undisturbed.data,
+        device="cpu",
+        out=tmp_path / "metrics.json",
+        name="row",
+    )
+    assert launch_evaluate(job) == DONE
+    metrics = json.loads(job.out.read_text())
+    last = json.loads(undisturbed.out.read_text())["evaluations"][-1]
+    assert {key: metrics[key] for key in ("mIoU", "mAcc", "aAcc")} == {
+        key: last[key] for key in ("mIoU", "mAcc", "aAcc")
+    }
+    assert metrics["images"] == 5
+    assert len(metrics["per_class"]) == 150
+    assert metrics["experiment"] == "row"
+
+
+def test_label_maps_and_paintings(undisturbed, tmp_path):
+    job = EvaluateJob(
+        config=undisturbed.config,
+        weights=undisturbed.work_dir / "weights.pth",
+        data=undisturbed.data,
+        device="cpu",
+        out=tmp_path / "labels.pkl",
+        show_dir=tmp_path / "show",
+        aug_test=True,
+    )
+    assert launch_evaluate(job) == DONE
+    import pickle
+
+    labels = pickle.loads(job.out.read_bytes())
+    assert [label.shape for label in labels] == [(40, 64)] * 5
+    assert len(list(job.show_dir.glob("*.png"))) == 5
+
+
+def test_time_budget_stops_in_order_and_goes_on(make_job, undisturbed):
+    job = make_job("budget", time_budget=1e-4)
+    assert launch_train(job) == STOPPED
+    assert not job.out.exists()
+    assert launch_train(dataclasses.replace(job, time_budget=10)) == DONE
+    assert same(weights(job), weights(undisturbed))
+
+
+def test_truncated_newest_checkpoint_falls_back_on_the_one_before(make_job, undisturbed):
+    job = make_job("truncated")
+    worker.run(job, "cpu", StopAfter(5))
+    kept = sorted((job.work_dir / "checkpoints").glob("iter_*.pth"), key=lambda p: p.stat().st_mtime)
+    assert len(kept) >= 2
+    kept[-1].write_bytes(kept[-1].read_bytes()[:-1000])
+    assert launch_train(job) == DONE
+    assert same(weights(job), weights(undisturbed))
+    events = read_record(job.work_dir / "record.jsonl").events
+    assert any(e["event"] == "warning" and "truncated" in e["message"] for e in events)
+
+
+def test_flipped_bit_in_a_checkpoint_is_noticed(make_job, undisturbed):
+    job = make_job("flipped")
+    worker.run(job, "cpu", StopAfter(5))
+    newest = max((job.work_dir / "checkpoints").glob("iter_*.pth"), key=lambda p: p.stat().st_mtime)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content)
+    assert launch_train(job) == DONE
+    assert same(weights(job), weights(undisturbed))
+
+
+def test_second_writer_is_refused(make_job, undisturbed):
+    import os
+    import subprocess
+    import sys
+
+    lock = undisturbed.work_dir / "writer.lock"
+    code = (
+        "import sys; from pathlib import Path; from cae_seg.engine.locks import FileLock;"
+        "print(FileLock(Path(sys.argv[1])).acquire(), flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        assert holder.stdout.readline().strip() == "True"
+        with pytest.raises(UserError, match=rf"process {holder.pid} on .* since"):
+            launch_train(undisturbed)
+    finally:
+        holder.kill()
+        holder.wait()
+    assert launch_train(undisturbed) == DONE
+    assert os.path.exists(lock)
+
+
+def test_late_resume_replays_nothing(make_job):
+    job = make_job("late", iterations=150_002, cfg_options={
+        "train_cfg.val_interval": 200_000, "default_hooks.checkpoint.interval": 150_001,
+    })  # fmt: skip
+    worker.run(job, "cpu", StopAfter(2))
+    path = next((job.work_dir / "checkpoints").glob("iter_*.pth"))
+    state = torch.load(path, weights_only=True)
+    state["meta"]["iteration"] = 150_000
+    for scheduler in state["param_schedulers"]:
+        scheduler["_global_step"] = scheduler["last_step"] = 150_000
+    torch.save(state, path.with_name("iter_150000.pth"))
+    import time
+
+    begin = time.monotonic()
+    assert worker.run(job, "cpu", StopAfter(1)) == STOPPED
+    assert time.monotonic() - begin < 20
+    assert max(read_record(job.work_dir / "record.jsonl").train) == 150_001
+
+
+def test_published_option_names_the_checkpoint(make_job, tmp_path):
+    job = make_job("pretrained", cfg_options={"model.pretrained": str(tmp_path / "none.pth")})
+    with pytest.raises(UserError, match="no such checkpoint"):
+        launch_train(job)
+    assert not job.work_dir.exists()
+
+
+@pytest.mark.parametrize("path", ["weights.pth", "missing.pth"])
+def test_weights_of_another_architecture_or_missing(undisturbed, tmp_path, path):
+    other = tmp_path / "other.py"
+    other.write_text(
+        f'_base_ = "{undisturbed.config}"\nmodel = dict(backbone=dict(embed_dim=24), '
+        "decode_head=dict(in_channels=[24] * 4), auxiliary_head=dict(in_channels=24))\n"
+    )
+    job = EvaluateJob(config=other, weights=undisturbed.work_dir / path, device="cpu",
+                      data=undisturbed.data, out=tmp_path / "m.json")  # fmt: skip
+    with pytest.raises(UserError, match="does not fit|no such checkpoint"):
+        launch_evaluate(job)
+    assert not job.out.exists()
+
+
+def test_predict_paints_and_keeps_ade20k_values(undisturbed, tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    from cae_seg.data.manifest import load_manifest
+    from cae_seg.engine.predict import predict
+
+    images = Path(load_manifest(undisturbed.data).root) / "images" / "validation"
+    maps = predict(undisturbed.work_dir / "weights.pth", images, tmp_path / "out", device="cpu")
+    assert len(maps) == 5
+    label = np.asarray(Image.open(maps[0]))
+    assert label.shape == (40, 64)
+    assert label.dtype == np.uint8
+    assert 1 <= label.min() <= label.max() <= 150
