@@ -151,8 +151,12 @@ def _prepare_environment(job: Job, placement: Placement) -> None:
     if placement.kind == "cuda" and getattr(job, "deterministic", False):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if placement.ranks > 1:
+        # What is set already is the job's (Snakemake sets its cores); each rank takes its share.
         cores = len(os.sched_getaffinity(0)) if placement.kind == "cpu" else 1
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // placement.ranks)))
+        share = max(1, cores // placement.ranks)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            given = os.environ.get(name, "")
+            os.environ[name] = str(min(share, int(given)) if given.isdigit() else share)
 
 
 def _launch_ranks(job: Job, placement: Placement) -> int:

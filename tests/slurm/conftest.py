@@ -1,13 +1,10 @@
 """One cluster for all tests here, and one prepared working folder on it."""
 
 import os
-
-
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from cluster import Cluster, ClusterError, down, search_path, up
 from slurm_site import Site
 

@@ -122,7 +122,6 @@ def shorten(tale: Tale, times: Reference) -> None:
 def restart_controller(tale: Tale) -> None:
     from cluster import Cluster, start, stop
 
-    wait_until("cancelled trains", lambda: tale.run("cancelled").reached(2))
     cluster = Cluster(tale.site.cluster)
     stop(cluster, "slurmctld", signal.SIGKILL)
     time.sleep(8)
