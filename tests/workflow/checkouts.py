@@ -26,7 +26,8 @@ class Checkout:
         for part in PARTS:
             source = ROOT / part
             if source.is_dir():
-                shutil.copytree(source, path / part, ignore=shutil.ignore_patterns("__pycache__"))
+                caches = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(source, path / part, symlinks=True, ignore=caches)
             else:
                 shutil.copy2(source, path / part)
         for profile in PROFILES:

@@ -1,0 +1,68 @@
+"""What a cluster is asked for: taken from the row, else the profile, as `sbatch` receives it."""
+
+import shlex
+
+import pytest
+
+SUBMIT = """#!/usr/bin/env bash
+printf '%q ' "$@" >>sbatch.txt
+printf '\\n' >>sbatch.txt
+echo "this cluster takes no jobs" >&2
+exit 1
+"""
+
+
+@pytest.fixture
+def cluster(checkout):
+    """A checkout beside a cluster that notes what it is asked for and refuses it."""
+    for command in ("sbatch", "sacct", "squeue", "sinfo", "scontrol", "scancel"):
+        script = checkout.path / "bin" / command
+        script.write_text(SUBMIT if command == "sbatch" else "#!/bin/sh\nexit 0\n")
+        script.chmod(0o755)
+    return checkout
+
+
+def asked(cluster, experiment, *arguments):
+    """Return the options that `sbatch` got for the training of an experiment."""
+    data = cluster.path / "data/ade20k/manifest.json"
+    data.parent.mkdir(parents=True)
+    data.write_text("{}")
+    target = f"results/{experiment}/seed_0/run.json"
+    quick = ("--retries", "0", "--slurm-init-seconds-before-status-checks", "1")
+    done = cluster.snakemake(target, "--profile", "slurm", *quick, *arguments)
+    assert done.returncode != 0
+    lines = (cluster.path / "sbatch.txt").read_text().splitlines()
+    assert len(lines) == 1
+    return " ".join(part for part in shlex.split(lines[0]) if "snakemake" not in part)
+
+
+def test_a_training_asks_for_one_task_with_the_gpus_of_its_row(cluster):
+    said = asked(cluster, "vit_b_300")
+    assert "--gpus=8" in said
+    assert "--nodes=1" in said
+    assert "--cpus-per-task=64" in said
+    assert "-t 2880" in said
+    assert "--mem 136000" in said
+    assert "ntasks" not in said
+
+
+def test_a_row_comes_before_the_profile(cluster):
+    row = "learning_rate: 3e-4, published"
+    own = "resources: {runtime: 600, slurm_partition: big, gpu_model: h100, qos: long}"
+    cluster.edit("config/published.yaml", row, f"gpus: 4, {own}, {row}")
+    said = asked(cluster, "vit_b_300")
+    assert "-t 600" in said
+    assert "-p big" in said
+    assert "--gpus=h100:4" in said
+    assert "--qos=long" in said
+
+
+def test_other_rows_keep_what_the_profile_says(cluster):
+    row = "learning_rate: 3e-4, published"
+    cluster.edit("config/published.yaml", row, f"resources: {{runtime: 600}}, {row}")
+    assert "-t 2880" in asked(cluster, "vit_b_800")
+
+
+def test_the_command_line_comes_before_the_rule(cluster):
+    said = asked(cluster, "vit_b_300", "--set-resources", "fine_tune:constraint=nvlink")
+    assert "-C nvlink" in said
