@@ -1,0 +1,60 @@
+"""python -m benchmarks [case …]: measure, write benchmarks/results/*.json and docs/benchmarks.md."""
+
+import argparse
+import logging
+import sys
+import warnings
+
+from benchmarks import render
+from benchmarks.suite import CASES, RESULTS, Options, machine
+from cae_seg.files import atomic_write_json
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the cases that are named, or all; return the exit status."""
+    _register()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(sorted(CASES))}")
+    parser.add_argument("--device", choices=["cpu", "cuda", "all"], default="all")
+    parser.add_argument("--rounds", type=int, help="measurements of each side")
+    parser.add_argument("--quick", action="store_true", help="small sizes, nothing written")
+    asked = parser.parse_args(arguments)
+    unknown = sorted(set(asked.cases) - set(CASES))
+    if unknown:
+        parser.error(f"{unknown[0]}: no such case; there are {', '.join(sorted(CASES))}")
+    for device in _devices(asked.device):
+        for name in asked.cases or sorted(CASES):
+            _run(name, Options(device=device, rounds=asked.rounds, quick=asked.quick))
+    if not asked.quick:
+        render.write()
+    return 0
+
+
+def _register() -> None:
+    """Import the modules that hold cases."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    from benchmarks import evaluation, training  # noqa: F401
+
+
+def _devices(asked: str) -> list[str]:
+    import torch
+
+    if asked != "all":
+        return [asked]
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def _run(name: str, options: Options) -> None:
+    facts = machine(options.device)
+    print(f"{name} on {options.device}", flush=True)
+    rows = CASES[name](options)
+    for row in rows:
+        print("  " + render.line(row), flush=True)
+    if rows and not options.quick:
+        result = {"case": name, "device": options.device, "machine": facts, "rows": rows}
+        atomic_write_json(RESULTS / f"{name}_{options.device}.json", result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

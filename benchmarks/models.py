@@ -1,0 +1,98 @@
+"""The two sides: stock mmsegmentation and ours, with the same weights."""
+
+import copy
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmseg.models.backbones.beit import BEiTAttention
+from mmseg.registry import MODELS
+from torch import nn
+
+import cae_seg.registration  # noqa: F401
+from cae_seg.models.cae import CAEAttention
+from cae_seg.models.stochastic import SampleDropout2d, SampleDropPath
+
+CONFIGS = Path(__file__).parents[1] / "configs_local" / "cae" / "upernet"
+BASE = "upernet_cae_base_12_512_slide_160k_ade20k_pt_1e-4"
+LARGE = "upernet_cae_large_24_512_slide_160k_ade20k_pt_decay095_4e-5_dp015"
+TINY = "upernet_cae_tiny_demo"
+
+
+def load_config(stem: str) -> Config:
+    """Read a shipped config."""
+    init_default_scope("mmseg")
+    return Config.fromfile(CONFIGS / f"{stem}.py")
+
+
+def build_ours(config: Config, device: str) -> nn.Module:
+    """Build our segmentor with random weights that make clear predictions."""
+    torch.manual_seed(0)
+    model = MODELS.build(copy.deepcopy(config.model))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("relative_position_bias_table"):
+                parameter.normal_(0, 0.5, generator=generator)
+            if name.endswith("conv_seg.weight"):
+                # At the usual start all classes are nearly equal, and any rounding decides.
+                parameter.normal_(0, 0.3, generator=generator)
+    return model.to(device)
+
+
+def build_stock(config: Config, ours: nn.Module) -> nn.Module:
+    """Build mmsegmentation's segmentor around a copy of our backbone's layers and weights.
+
+    mmsegmentation has no CAE; its BEiT lacks the position embedding. So the blocks are ours, but
+    attention is BEiT's own code, and the taps are laid out as the published backbone lays them out.
+    """
+    device = next(ours.parameters()).device
+    model = MODELS.build(_stock_config(config))
+    model.load_state_dict(ours.state_dict(), strict=True)
+    for module in model.modules():
+        if isinstance(module, CAEAttention):
+            module.bias = "qv_bias"
+            module.forward = types.MethodType(_beit_attention, module)
+    taps = model.backbone._taps
+    model.backbone._taps = lambda x: {i: tap.contiguous() for i, tap in taps(x).items()}
+    return model.to(device)
+
+
+def _beit_attention(
+    self: CAEAttention, x: torch.Tensor, shared_rel_pos_bias: None = None
+) -> torch.Tensor:
+    return BEiTAttention.forward(self, x)
+
+
+def _stock_config(config: Config) -> dict[str, Any]:
+    stock = copy.deepcopy(config.model)
+    stock.type = "EncoderDecoder"
+    stock.decode_head.type, stock.auxiliary_head.type = "UPerHead", "FCNHead"
+    # SyncBN of one process is BN, and exists on CUDA only.
+    stock.decode_head.norm_cfg = stock.auxiliary_head.norm_cfg = {"type": "BN"}
+    for key in ("pretrained", "fast_paths"):
+        stock.pop(key, None)
+    return stock
+
+
+def build_optimizer(config: Config, model: nn.Module, device: str, *, stock: bool) -> OptimWrapper:
+    """Build the recipe's optimiser; the stock one as torch gives it, mixed precision on CUDA."""
+    wrapper = copy.deepcopy(config.optim_wrapper)
+    if stock:
+        wrapper.optimizer.pop("fused", None)
+    if device == "cuda":
+        wrapper.update(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
+    return build_optim_wrapper(model, wrapper)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Switch the randomness of training off, to compare losses and gradients."""
+    for module in model.modules():
+        if isinstance(module, SampleDropPath | SampleDropout2d):
+            module.drop_prob = 0.0
+        elif isinstance(module, nn.Dropout2d | nn.Dropout):
+            module.p = 0.0

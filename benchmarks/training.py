@@ -1,0 +1,153 @@
+"""Case 1: one step of training, from a batch on the device to updated weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.models import (
+    BASE,
+    LARGE,
+    TINY,
+    build_optimizer,
+    build_ours,
+    build_stock,
+    load_config,
+    without_dropout,
+)
+from benchmarks.suite import Options, alternate, case, matrix_rate, peak_bytes
+from cae_seg.models.stochastic import set_randomness
+
+# name, config, images, target, gigabytes that it needs
+SIZES = {
+    "cpu": [
+        ("ViT-B", BASE, 2, 1.6, 12),
+        ("ViT-L", LARGE, 2, None, 28),
+        ("ViT-B", BASE, 16, None, 56),
+    ],
+    "cuda": [
+        (name, stem, n, 2.2, 0)
+        for name, stem in (("ViT-B", BASE), ("ViT-L", LARGE))
+        for n in (2, 16)
+    ],
+}
+
+
+@case("training_step")
+def training_step(options: Options) -> list[dict[str, Any]]:
+    """Measure each size that fits this machine."""
+    if options.quick:
+        return [_measure("tiny", TINY, 2, None, options)]
+    sizes = SIZES[options.device]
+    return [_measure(*size, options) for *size, gigabytes in sizes if gigabytes <= _memory_gb()]
+
+
+def _memory_gb() -> float:
+    return psutil.virtual_memory().available / 2**30
+
+
+def _measure(
+    name: str, stem: str, images: int, target: float | None, options: Options
+) -> dict[str, Any]:
+    config = load_config(stem)
+    ours = build_ours(config, options.device).train()
+    stock = build_stock(config, ours).train()
+    batch = make_batch(config, images, options.device)
+    agreement = _agreement(config, ours, batch, options.device)
+    sides = {"stock": stock, "ours": ours}
+    steps = {
+        side: step_of(
+            model, build_optimizer(config, model, options.device, stock=side == "stock"), batch
+        )
+        for side, model in sides.items()
+    }
+    result = alternate(**steps, rounds=options.rounds or (3 if options.device == "cpu" else 10))
+    operations = operations_of(steps["stock"])
+    rate = matrix_rate(options.device)
+    row = {"what": f"{name}, batch {images}", "target": target, "agreement": agreement, **result}
+    for side in sides:
+        kept = kept_bytes(sides[side])
+        row[f"{side}_images_per_second"] = images / result[side]
+        row[f"{side}_peak_gb"] = (kept + peak_bytes(steps[side], options.device)) / 2**30
+        row[f"{side}_fraction_of_matrix_rate"] = operations / result[side] / rate
+    row["peak_ratio"] = row["ours_peak_gb"] / row["stock_peak_gb"]
+    row["matrix_rate_tflops"] = rate / 1e12
+    row["published_operations_tflop"] = operations / 1e12
+    return row
+
+
+def make_batch(config: Config, images: int, device: str) -> tuple[Tensor, list[SegDataSample]]:
+    """Make normalised images and labels in blocks, a tenth of them ignored."""
+    side = config.crop_size[0]
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(images, 3, side, side, generator=generator).to(device)
+    blocks = torch.randint(0, 150, (images, 1, side // 16, side // 16), generator=generator)
+    blocks[torch.rand(blocks.shape, generator=generator) < 0.1] = 255
+    labels = blocks.repeat_interleave(16, -1).repeat_interleave(16, -2).to(device)
+    return x, [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
+
+
+def step_of(
+    model: nn.Module, optimizer: OptimWrapper, batch: tuple[Tensor, list[SegDataSample]]
+) -> Callable[[], None]:
+    """Return one training step on a fixed batch."""
+    images, samples = batch
+
+    def step() -> None:
+        set_randomness(
+            model, seed=0, iteration=0, first_sample=0, samples=len(images), total=len(images)
+        )
+        with optimizer.optim_context(model):
+            losses = model.loss(images, samples)
+        loss, _ = model.parse_losses(losses)
+        optimizer.update_params(loss)
+
+    return step
+
+
+def kept_bytes(model: nn.Module) -> int:
+    """Return what training keeps between steps: weights, buffers, two moments, in bytes."""
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    every = [*model.parameters(), *model.buffers()]
+    return sum(t.numel() * t.element_size() for t in every) + 2 * trained
+
+
+def operations_of(step: Callable[[], None]) -> int:
+    """Count the operations of matrix products and convolutions in a step; multiply-add is two."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def _agreement(
+    config: Config, ours: nn.Module, batch: tuple[Tensor, list[SegDataSample]], device: str
+) -> str:
+    """Compare losses and gradients with randomness off; return what was found."""
+    found = {}
+    for side in ("stock", "ours"):
+        model = build_ours(config, device) if side == "ours" else build_stock(config, ours)
+        without_dropout(model)
+        model.train()
+        with torch.autocast(device, torch.float16, enabled=device == "cuda"):
+            losses = model.loss(*batch)
+        loss = sum(value for name, value in losses.items() if "loss" in name)
+        (loss * (65536.0 if device == "cuda" else 1.0)).backward()
+        grads = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found[side] = loss.item(), grads
+        del model
+    (loss, gradients), (our_loss, our_gradients) = found["stock"], found["ours"]
+    distances = sorted(
+        ((our_gradients[n] - g).norm() / g.norm().clamp_min(1e-30)).item()
+        for n, g in gradients.items()
+    )
+    return (
+        f"loss {abs(our_loss / loss - 1):.0e}, gradients {distances[len(distances) // 2]:.0e} "
+        f"(median), {distances[int(len(distances) * 0.95)]:.0e} (95 %)"
+    )
