@@ -37,6 +37,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Site:
+def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A working folder for real runs."""
-    return Site(tmp_path_factory.mktemp("site") / "checkout", cluster.environment())
+    site = Site(tmp_path_factory.mktemp("site") / "checkout", cluster.environment())
+    yield site
+    site.close()

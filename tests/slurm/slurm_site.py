@@ -57,6 +57,7 @@ class Site:
     def __init__(self, path: Path, environment: dict[str, str]) -> None:
         self.path = path
         self.cluster = Path(environment["CAE_SEG_CLUSTER_DIR"])
+        self.started: list[subprocess.Popen] = []
         home = path / "home"
         home.mkdir(parents=True)
         self.environment = {
@@ -90,7 +91,7 @@ class Site:
         command += ["--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "15"]
         command += [*arguments, "--config", f"sheet={sheet}"]
         with self.said_file(sheet).open("a") as said:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command,
                 cwd=self.path,
                 env=self.environment | environment,
@@ -98,6 +99,14 @@ class Site:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.started.append(process)
+        return process
+
+    def close(self) -> None:
+        """Kill every Snakemake that was started here and lives."""
+        for process in self.started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
     def said_file(self, sheet: str) -> Path:
         """Return where Snakemake's words about a sheet go."""
