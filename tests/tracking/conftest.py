@@ -1,6 +1,9 @@
+import contextlib
 import os
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,7 +16,7 @@ import requests
 from cae_seg.tracking import ensure_store
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 90.0, pause: float = 0.1) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 150.0, pause: float = 0.1) -> None:
     """Return as soon as `condition()` is true."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -63,8 +66,8 @@ class Server:
             self._process = None
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[Server]:
+@pytest.fixture(scope="session")
+def _shared_server(tmp_path_factory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("server"))
     server.start()
     yield server
@@ -72,10 +75,20 @@ def server(tmp_path_factory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def mortal_server(tmp_path) -> Iterator[Server]:
+def server(_shared_server, monkeypatch, tmp_path) -> Server:
+    """A server that lives through all tests, with an experiment of this test's own."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", tmp_path.name)
+    return _shared_server
+
+
+@pytest.fixture
+def mortal_server(tmp_path, fresh_store) -> Iterator[Server]:
     """A server of one test's own, not started yet."""
-    (tmp_path / "server").mkdir()
-    server = Server(tmp_path / "server")
+    folder = tmp_path / "server"
+    folder.mkdir()
+    shutil.copy(fresh_store / "mlflow.db", folder / "server.db")
+    shutil.copy(fresh_store / "mlflow.db.ready", folder / "server.db.ready")
+    server = Server(folder)
     yield server
     server.kill()
 
@@ -85,13 +98,26 @@ def fresh_store(tmp_path_factory) -> Path:
     """An empty store to copy: making one takes seconds."""
     folder = tmp_path_factory.mktemp("store")
     ensure_store(f"sqlite:///{folder / 'mlflow.db'}")
+    with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        database.execute("DELETE FROM experiment_tags")
+        database.execute("DELETE FROM experiments")
     return folder
 
 
 @pytest.fixture
-def store(tmp_path) -> str:
+def no_store(tmp_path) -> str:
     """The address of an embedded store that does not exist yet."""
     return f"sqlite:///{tmp_path / 'results' / 'mlflow.db'}"
+
+
+@pytest.fixture
+def store(no_store, fresh_store, tmp_path) -> str:
+    """The address of an embedded store that is ready for use."""
+    folder = tmp_path / "results"
+    folder.mkdir(exist_ok=True)
+    for name in ("mlflow.db", "mlflow.db.ready"):
+        shutil.copy(fresh_store / name, folder / name)
+    return no_store
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from made_up_runs import (
 )
 from tracked import active_runs, answer, assert_whole, only_run
 
-from cae_seg.tracking import ensure_store, follow, following, track
+from cae_seg.tracking import follow, following, track
 
 
 @pytest.fixture
@@ -72,9 +72,8 @@ def _quick_retries(monkeypatch):
     monkeypatch.setattr("cae_seg.tracking.live.LONGEST_PAUSE", 0.5)
 
 
-def test_a_run_is_streamed_while_it_trains(begun, mortal_server):
-    mortal_server.start()
-    uri = mortal_server.uri
+def test_a_run_is_streamed_while_it_trains(begun, server):
+    uri = server.uri
     follower = Follower(begun / "work", uri)
     log_between(begun, 0, 50)
     wait_for(lambda: steps(uri, "mIoU") == [50])
@@ -155,9 +154,8 @@ def test_a_server_killed_during_delivery_gets_the_rest_later(tmp_path, mortal_se
     assert_whole(mortal_server.uri, only_run(mortal_server.uri))
 
 
-def test_a_stopped_run_waits_in_mlflow_and_goes_on(begun, mortal_server):
-    mortal_server.start()
-    uri = mortal_server.uri
+def test_a_stopped_run_waits_in_mlflow_and_goes_on(begun, server):
+    uri = server.uri
     follower = Follower(begun, uri)
     log_between(begun, 0, 100)
     write_lines(begun / "work" / "record.jsonl", [event_line("stop", 100, late=1)])
@@ -170,12 +168,11 @@ def test_a_stopped_run_waits_in_mlflow_and_goes_on(begun, mortal_server):
     follower.end()
 
 
-def test_the_follower_is_a_process_that_ends_with_the_training(begun, mortal_server, monkeypatch):
-    mortal_server.start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mortal_server.uri)
+def test_the_follower_is_a_process_that_ends_with_the_training(begun, server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     with following(begun / "work"):
         log_between(begun, 0, 200)
-    assert_whole(mortal_server.uri, only_run(mortal_server.uri))
+    assert_whole(server.uri, only_run(server.uri))
 
 
 def test_nothing_follows_without_a_server(begun, monkeypatch):
@@ -205,7 +202,6 @@ def test_the_follower_ends_when_the_training_is_killed(begun, monkeypatch):
 
 def test_a_locked_database_is_waited_for(tmp_path, store):
     run = make_run(tmp_path / "results" / "row" / "seed_0")
-    ensure_store(store)
     holder = sqlite3.connect(tmp_path / "results" / "mlflow.db", check_same_thread=False)
     holder.execute("BEGIN EXCLUSIVE")
     threading.Timer(3, holder.rollback).start()
@@ -215,7 +211,6 @@ def test_a_locked_database_is_waited_for(tmp_path, store):
 
 def test_a_database_locked_for_good_costs_a_warning(tmp_path, store, caplog):
     run = make_run(tmp_path / "results" / "row" / "seed_0")
-    ensure_store(store)
     with sqlite3.connect(tmp_path / "results" / "mlflow.db") as holder:
         holder.execute("BEGIN EXCLUSIVE")
         result = track(run, uri=store, patience=0)
@@ -229,7 +224,6 @@ def test_a_database_locked_for_good_costs_a_warning(tmp_path, store, caplog):
 
 def test_a_read_only_database_costs_a_warning_at_once(tmp_path, store):
     run = make_run(tmp_path / "results" / "row" / "seed_0")
-    ensure_store(store)
     database = tmp_path / "results" / "mlflow.db"
     database.chmod(0o444)
     begin = time.monotonic()
@@ -293,8 +287,8 @@ def check_together(tmp_path, store, number):
         assert_whole(store, only_run(store, seed=seed), miou=40 + seed / 10)
 
 
-def test_jobs_that_end_together_on_a_store_not_made_yet_lose_nothing(tmp_path, store):
-    check_together(tmp_path, store, 8)
+def test_jobs_that_end_together_on_a_store_not_made_yet_lose_nothing(tmp_path, no_store):
+    check_together(tmp_path, no_store, 8)
 
 
 @pytest.mark.slow
@@ -308,9 +302,8 @@ def test_one_run_tracked_by_many_processes_at_once_is_one_run(tmp_path, store):
     assert_whole(store, only_run(store))
 
 
-def test_training_goes_on_when_the_stream_is_killed(begun, mortal_server, monkeypatch):
-    mortal_server.start()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mortal_server.uri)
+def test_training_goes_on_when_the_stream_is_killed(begun, server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     spawned = []
     spawn = subprocess.Popen
 
@@ -324,6 +317,6 @@ def test_training_goes_on_when_the_stream_is_killed(begun, mortal_server, monkey
         os.kill(spawned[0].pid, signal.SIGKILL)
     log_between(begun, 100, 200)
     finish_run(begun, lines=False)
-    assert track(begun, uri=mortal_server.uri)["delivered"]
-    assert_whole(mortal_server.uri, only_run(mortal_server.uri))
-    assert json.loads((begun / "tracked.json").read_text())["uri"] == mortal_server.uri
+    assert track(begun, uri=server.uri)["delivered"]
+    assert_whole(server.uri, only_run(server.uri))
+    assert json.loads((begun / "tracked.json").read_text())["uri"] == server.uri

@@ -22,16 +22,6 @@ from cae_seg.tracking import ensure_store, track, tracking_uri
 
 
 @pytest.fixture
-def store(store, fresh_store, tmp_path):
-    """An embedded store that is ready for use."""
-    database = tmp_path / "results" / "mlflow.db"
-    database.parent.mkdir(exist_ok=True)
-    for name in ("mlflow.db", "mlflow.db.ready"):
-        (database.parent / name).write_bytes((fresh_store / name).read_bytes())
-    return store
-
-
-@pytest.fixture
 def run(tmp_path):
     return make_run(tmp_path / "results" / "row" / "seed_0")
 

@@ -1,6 +1,7 @@
 """What MLflow holds, read through its own client, for the tests of tracking."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ def client(uri: str) -> Any:
 
 
 def active_runs(uri: str) -> list[Any]:
-    """Return every run that is not deleted, of all experiments."""
-    one = client(uri)
-    ids = [experiment.experiment_id for experiment in one.search_experiments()]
+    """Return every run that is not deleted, of this test's experiment or of all."""
+    one, name = client(uri), os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    where = f"name = '{name}'" if name else None
+    ids = [found.experiment_id for found in one.search_experiments(filter_string=where)]
+    if not ids:
+        return []
     return list(one.search_runs(ids, max_results=1000))
 
 
