@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import pprint
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +182,15 @@ def pretrained_of(config: Config) -> Path | None:
     """Return the checkpoint that the backbone starts from."""
     start = config.model.backbone.get("init_cfg")
     return Path(start["checkpoint"]) if start else None
+
+
+def config_text(config: Config) -> str:
+    """Write a config as Python, a key a line; `load_config` reads it back."""
+    lines = (
+        f"{key} = {pprint.pformat(value, width=100, sort_dicts=False)}"
+        for key, value in config.to_dict().items()
+    )
+    return "\n".join(lines) + "\n"
 
 
 def config_facts(config: Config) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from cae_seg.engine.runner import (
     build_train_loader,
     choose_precision,
     config_facts,
+    config_text,
     identity_of,
     load_config,
     pretrained_of,
@@ -273,7 +274,7 @@ def _note_start(
     """Write down, and say, what is going to be done and with what."""
     facts = _facts(plan, work.facts() or {}, model, ranks, began)
     work.write_facts(facts)
-    atomic_write_text(work.config, plan.config.pretty_text + "\n")
+    atomic_write_text(work.config, config_text(plan.config))
     record.event(
         "resume" if facts["attempts"] > 1 else "start",
         iteration=done,
@@ -365,7 +366,7 @@ def _write_weights(plan: Plan, path: Path, model: nn.Module) -> None:
         "iteration": plan.config.train_cfg.max_iters,
         "identity": plan.identity,
         "seed": plan.job.seed,
-        "cfg": plan.config.pretty_text,
+        "cfg": config_text(plan.config),
         "dataset_meta": dataset,
     }
     try:

@@ -1,61 +1,20 @@
-"""A data set of a few small pictures and a model of a few thousand parameters."""
+"""Runs that train in seconds, shared by the tests of the engine."""
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from tiny_runs import TINY, draw_pictures, job_in
 
 from cae_seg.data.prepare import prepare
-from cae_seg.engine.jobs import TrainJob
-
-CONFIGS = Path(__file__).parents[2] / "configs_local" / "cae" / "upernet"
-TINY = f"""
-_base_ = "{CONFIGS / "upernet_cae_tiny_demo.py"}"
-crop_size = (32, 32)
-image_scale = (128, 32)
-model = dict(
-    data_preprocessor=dict(size=crop_size),
-    backbone=dict(img_size=32, embed_dim=16, num_heads=2, drop_path_rate=0.3),
-    decode_head=dict(in_channels=[16] * 4, channels=8),
-    auxiliary_head=dict(in_channels=16, channels=8),
-    test_cfg=dict(crop_size=crop_size, stride=(21, 21)),
-)
-train_dataloader = dict(
-    dataset=dict(
-        dataset=dict(pipeline=[dict(type="TrainTransform", scale=image_scale, crop_size=crop_size)])
-    )
-)
-val_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=image_scale, keep_ratio=True),
-    dict(type="LoadAnnotations", reduce_zero_label=True),
-    dict(type="PackSegInputs"),
-]
-val_dataloader = dict(dataset=dict(pipeline=val_pipeline))
-default_hooks = dict(checkpoint=dict(interval=3), logger=dict(interval=1))
-train_cfg = dict(val_interval=5)
-"""
+from cae_seg.engine.jobs import DONE, TrainJob
+from cae_seg.engine.launch import launch_train
 
 
 @pytest.fixture(scope="session")
 def manifest(tmp_path_factory) -> Path:
-    """The manifest of 20 training and 5 validation pictures of coloured stripes."""
+    """The manifest of the small pictures."""
     source = tmp_path_factory.mktemp("source") / "ADEChallengeData2016"
-    rng = np.random.default_rng(0)
-    for split, count in (("training", 20), ("validation", 5)):
-        images, labels = source / "images" / split, source / "annotations" / split
-        images.mkdir(parents=True)
-        labels.mkdir(parents=True)
-        for number in range(count):
-            label = np.repeat(rng.integers(0, 6, 8), 8)[None].repeat(40, 0).astype(np.uint8)
-            image = (label[..., None] * [40, 25, 10] + rng.integers(0, 30, (40, 64, 3))) % 256
-            Image.fromarray(image.astype(np.uint8)).save(images / f"{split}_{number}.jpg")
-            Image.fromarray(label).save(labels / f"{split}_{number}.png")
-    (source / "objectInfo150.txt").write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n" + "".join(
-        f"{n}\t0\t0\t0\t0\tclass {n}\n" for n in range(1, 151)
-    ))
-    (source / "sceneCategories.txt").write_text("")
+    draw_pictures(source)
     root = tmp_path_factory.mktemp("data")
     prepare(str(source), root, root / "manifest.json")
     return root / "manifest.json"
@@ -71,19 +30,17 @@ def config(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def make_job(config, manifest, tmp_path):
-    """Make a training job of 8 iterations in a folder of the test's."""
+    """Make a training job in a folder of the test's."""
 
     def make(name: str = "run", iterations: int = 8, **changes) -> TrainJob:
-        options = {"max_iterations": iterations, **changes.pop("cfg_options", {})}
-        values = {
-            "config": config,
-            "work_dir": tmp_path / name / "work",
-            "out": tmp_path / name / "run.json",
-            "data": manifest,
-            "device": "cpu",
-            "lock_wait": 0.0,
-            **changes,
-        }
-        return TrainJob(cfg_options=options, **values)
+        return job_in(tmp_path / name, config, manifest, iterations, **changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(config, manifest, tmp_path_factory) -> TrainJob:
+    """A run that nothing happened to; tests only look at it."""
+    job = job_in(tmp_path_factory.mktemp("undisturbed"), config, manifest)
+    assert launch_train(job) == DONE
+    return job

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,10 +41,10 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.fixture
-def undisturbed(make_job) -> TrainJob:
-    job = make_job("undisturbed")
-    assert launch_train(job) == DONE
-    return job
+def copied(undisturbed, tmp_path) -> TrainJob:
+    """A finished run that a test may change."""
+    folder = shutil.copytree(undisturbed.out.parent, tmp_path / "copied")
+    return dataclasses.replace(undisturbed, work_dir=folder / "work", out=folder / "run.json")
 
 
 def test_run_leaves_what_the_workflow_declares(undisturbed):
@@ -51,8 +52,12 @@ def test_run_leaves_what_the_workflow_declares(undisturbed):
     assert run["schema"] == 1
     assert run["iterations"] == 8
     assert run["batch"] == {
-        "total": 16, "per_rank": 16, "micro": 16, "accumulation": 1, "ranks": 1,
-    }  # fmt: skip
+        "total": 16,
+        "per_rank": 16,
+        "micro": 16,
+        "accumulation": 1,
+        "ranks": 1,
+    }
     assert (undisturbed.out.parent / run["weights"]["path"]).is_file()
     assert (undisturbed.out.parent / "config.py").is_file()
     assert [line["iteration"] for line in run["evaluations"]] == [5, 8]
@@ -105,19 +110,19 @@ def test_signal_loses_no_iteration(make_job):
     assert trained == list(range(1, 9))
 
 
-def test_finished_run_is_not_done_again(undisturbed):
-    before = undisturbed.out.read_bytes()
-    stamp = (undisturbed.work_dir / "weights.pth").stat().st_mtime_ns
-    undisturbed.out.unlink()
-    assert launch_train(undisturbed) == DONE
-    assert undisturbed.out.read_bytes() == before
-    assert (undisturbed.work_dir / "weights.pth").stat().st_mtime_ns == stamp
+def test_finished_run_is_not_done_again(copied):
+    before = copied.out.read_bytes()
+    stamp = (copied.work_dir / "weights.pth").stat().st_mtime_ns
+    copied.out.unlink()
+    assert launch_train(copied) == DONE
+    assert copied.out.read_bytes() == before
+    assert (copied.work_dir / "weights.pth").stat().st_mtime_ns == stamp
 
 
-def test_other_recipe_moves_the_state_aside(make_job, undisturbed):
-    job = dataclasses.replace(undisturbed, learning_rate="2e-3")
+def test_other_recipe_moves_the_state_aside(make_job, copied):
+    job = dataclasses.replace(copied, learning_rate="2e-3")
     assert launch_train(job) == DONE
-    stale = list(undisturbed.work_dir.parent.glob("work.stale-*"))
+    stale = list(copied.work_dir.parent.glob("work.stale-*"))
     assert len(stale) == 1
     assert (stale[0] / "weights.pth").is_file()
     assert json.loads(job.out.read_text())["learning_rate"] == 2e-3
@@ -179,7 +184,9 @@ def test_time_budget_stops_in_order_and_goes_on(make_job, undisturbed):
 def test_truncated_newest_checkpoint_falls_back_on_the_one_before(make_job, undisturbed):
     job = make_job("truncated")
     worker.run(job, "cpu", StopAfter(5))
-    kept = sorted((job.work_dir / "checkpoints").glob("iter_*.pth"), key=lambda p: p.stat().st_mtime)
+    kept = sorted(
+        (job.work_dir / "checkpoints").glob("iter_*.pth"), key=lambda p: p.stat().st_mtime
+    )
     assert len(kept) >= 2
     kept[-1].write_bytes(kept[-1].read_bytes()[:-1000])
     assert launch_train(job) == DONE
@@ -199,33 +206,42 @@ def test_flipped_bit_in_a_checkpoint_is_noticed(make_job, undisturbed):
     assert same(weights(job), weights(undisturbed))
 
 
-def test_second_writer_is_refused(make_job, undisturbed):
+def test_second_writer_is_refused(make_job, copied):
     import os
     import subprocess
     import sys
 
-    lock = undisturbed.work_dir / "writer.lock"
+    lock = copied.work_dir / "writer.lock"
     code = (
         "import sys; from pathlib import Path; from cae_seg.engine.locks import FileLock;"
         "print(FileLock(Path(sys.argv[1])).acquire(), flush=True); sys.stdin.read()"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert holder.stdout.readline().strip() == "True"
         with pytest.raises(UserError, match=rf"process {holder.pid} on .* since"):
-            launch_train(undisturbed)
+            launch_train(copied)
     finally:
         holder.kill()
         holder.wait()
-    assert launch_train(undisturbed) == DONE
+    assert launch_train(copied) == DONE
     assert os.path.exists(lock)
 
 
 def test_late_resume_replays_nothing(make_job):
-    job = make_job("late", iterations=150_002, cfg_options={
-        "train_cfg.val_interval": 200_000, "default_hooks.checkpoint.interval": 150_001,
-    })  # fmt: skip
+    job = make_job(
+        "late",
+        iterations=150_002,
+        cfg_options={
+            "train_cfg.val_interval": 200_000,
+            "default_hooks.checkpoint.interval": 150_001,
+        },
+    )
     worker.run(job, "cpu", StopAfter(2))
     path = next((job.work_dir / "checkpoints").glob("iter_*.pth"))
     state = torch.load(path, weights_only=True)
@@ -255,9 +271,14 @@ def test_weights_of_another_architecture_or_missing(undisturbed, tmp_path, path)
         f'_base_ = "{undisturbed.config}"\nmodel = dict(backbone=dict(embed_dim=24), '
         "decode_head=dict(in_channels=[24] * 4), auxiliary_head=dict(in_channels=24))\n"
     )
-    job = EvaluateJob(config=other, weights=undisturbed.work_dir / path, device="cpu",
-                      data=undisturbed.data, out=tmp_path / "m.json")  # fmt: skip
-    with pytest.raises(UserError, match="does not fit|no such checkpoint"):
+    job = EvaluateJob(
+        config=other,
+        weights=undisturbed.work_dir / path,
+        device="cpu",
+        data=undisturbed.data,
+        out=tmp_path / "m.json",
+    )
+    with pytest.raises(UserError, match=r"does not fit|no such checkpoint"):
         launch_evaluate(job)
     assert not job.out.exists()
 

@@ -1,0 +1,273 @@
+"""What happens to a run from outside: signals, kills, a full disk, a second writer.
+
+Real processes through the console script, two ranks on the CPU under torchrun.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from tiny_runs import job_in
+
+from cae_seg.engine.jobs import TrainJob
+from cae_seg.run_folder import read_record
+
+KILLS = 8
+
+
+def command(job: TrainJob) -> list[str]:
+    options = [f"{key}={value}" for key, value in job.cfg_options.items()]
+    arguments = [
+        sys.executable,
+        "-m",
+        "cae_seg.cli",
+        "train",
+        job.config,
+        "--device",
+        "cpu",
+        "--work-dir",
+        job.work_dir,
+        "--out",
+        job.out,
+        "--data",
+        job.data,
+    ]
+    if job.gpus:
+        arguments += ["--gpus", job.gpus]
+    if job.pretrained:
+        arguments += ["--pretrained", job.pretrained]
+    return [str(argument) for argument in [*arguments, "--cfg-options", *options]]
+
+
+def start(job: TrainJob, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*prefix, *command(job)], env=environment, text=True, stderr=subprocess.PIPE
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    _, said = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+def run(job: TrainJob, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
+    return finish(start(job, prefix))
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def trained(job: TrainJob) -> int:
+    """Return the last iteration in the record."""
+    return max(read_record(job.work_dir / "record.jsonl").train, default=0)
+
+
+def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children()
+
+
+def weights(job: TrainJob) -> dict[str, torch.Tensor]:
+    return torch.load(job.work_dir / "weights.pth", weights_only=True)["state_dict"]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory, config, manifest) -> TrainJob:
+    """An undisturbed run on two ranks."""
+    job = job_in(tmp_path_factory.mktemp("pair"), config, manifest, gpus=2)
+    code, said = run(job)
+    assert code == 0, said
+    return job
+
+
+def test_two_ranks_train_what_one_process_does(pair, undisturbed):
+    ours, theirs = (read_record(job.work_dir / "record.jsonl") for job in (pair, undisturbed))
+    for iteration, line in theirs.train.items():
+        assert ours.train[iteration]["loss"] == pytest.approx(line["loss"], rel=1e-4)
+    for iteration, line in theirs.evaluations.items():
+        assert ours.evaluations[iteration]["mIoU"] == pytest.approx(line["mIoU"], abs=0.5)
+    assert json.loads(pair.out.read_text())["batch"]["per_rank"] == 8
+    identities = {json.loads(job.out.read_text())["identity"] for job in (pair, undisturbed)}
+    assert len(identities) == 1
+
+
+def test_signal_to_the_launcher_stops_all_ranks_in_order(make_job, pair):
+    job = make_job(gpus=2)
+    process = start(job)
+    wait_for(lambda: trained(job) >= 2, process)
+    process.send_signal(signal.SIGTERM)
+    code, said = finish(process)
+    assert code == 75, said
+    assert "stopped in good order" in said
+    stopped_at = trained(job)
+    assert (job.work_dir / "checkpoints" / f"iter_{stopped_at}.pth").is_file()
+    code, said = run(job)
+    assert code == 0, said
+    assert same(weights(job), weights(pair))
+    events = read_record(job.work_dir / "record.jsonl").events
+    resumed = next(event for event in events if event["event"] == "resume")
+    assert resumed["iteration"] == stopped_at
+
+
+@pytest.mark.slow
+def test_killed_rank_ends_the_run_and_nothing_is_lost(make_job, pair):
+    job = make_job(gpus=2)
+    process = start(job)
+    wait_for(lambda: trained(job) >= 4, process)
+    ranks_of(process)[-1].kill()
+    code, said = finish(process)
+    assert code == 1
+    assert "was killed by SIGKILL" in said
+    assert "Traceback" not in said
+    code, said = run(job)
+    assert code == 0, said
+    assert same(weights(job), weights(pair))
+
+
+@pytest.mark.slow
+def test_killed_launcher_takes_its_ranks_with_it(make_job, pair):
+    job = make_job(gpus=2)
+    process = start(job)
+    wait_for(lambda: trained(job) >= 4, process)
+    ranks = ranks_of(process)
+    assert len(ranks) == 2
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=5)
+    assert not alive
+    code, said = run(job)
+    assert code == 0, said
+    assert same(weights(job), weights(pair))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_while_saving_all_the_time(make_job, undisturbed):
+    """Every iteration writes a checkpoint: some kills fall into the writing of one."""
+    job = make_job(cfg_options={"default_hooks.checkpoint.interval": 1})
+    chance = random.Random(0)
+    for _ in range(KILLS):
+        before = trained(job)
+        process = start(job)
+        wait_for(lambda p=process, n=before: trained(job) > n or p.poll() is not None)
+        time.sleep(chance.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    code, said = run(job)
+    assert code == 0, said
+    assert same(weights(job), weights(undisturbed))
+    assert (
+        json.loads(job.out.read_text())["evaluations"]
+        == (json.loads(undisturbed.out.read_text())["evaluations"])
+    )
+
+
+def limited(kilobytes: int) -> tuple[str, ...]:
+    """Run a command that can write no larger file, as on a disk with so much room."""
+    return ("bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "bash")
+
+
+@pytest.mark.slow
+def test_full_disk_costs_checkpoints_but_not_the_run(make_job, undisturbed):
+    size = (undisturbed.work_dir / "weights.pth").stat().st_size // 1024
+    job = make_job("tight")
+    code, said = run(job, limited(2 * size))
+    assert code == 0, said
+    assert "the older checkpoints stay" in said
+    assert same(weights(job), weights(undisturbed))
+
+
+@pytest.mark.slow
+def test_full_disk_at_the_end_is_one_line(make_job, undisturbed):
+    size = (undisturbed.work_dir / "weights.pth").stat().st_size // 1024
+    job = make_job("full")
+    code, said = run(job, limited(size // 2))
+    assert code == 2
+    assert said.splitlines()[-1].startswith("cae-seg: error: ")
+    assert "final weights cannot be written" in said
+    assert "Traceback" not in said
+    assert not job.out.exists()
+
+
+@pytest.mark.slow
+def test_second_writer_is_refused_while_the_first_goes_on(make_job, pair):
+    job = make_job(gpus=2)
+    first = start(job)
+    wait_for(lambda: trained(job) >= 1, first)
+    process = subprocess.run([*command(job), "seed_is_no_matter=1"], capture_output=True, text=True)
+    code, said = finish(first)
+    assert code == 0, said
+    assert process.returncode in (0, 2)
+    if process.returncode:
+        assert "is writing here" in process.stderr
+
+
+def test_mistake_found_by_ranks_is_one_line(make_job, tmp_path):
+    wrong = tmp_path / "wrong.pth"
+    torch.save({"model": {"encoder.patch_embed.proj.weight": torch.zeros(7, 3, 16, 16)}}, wrong)
+    job = make_job(gpus=2, pretrained=wrong)
+    code, said = run(job)
+    assert code == 2
+    assert said.count("cae-seg: error:") == 1
+    assert "Traceback" not in said
+    assert not job.work_dir.exists()
+
+
+@pytest.mark.slow
+def test_published_command_lines(config, manifest, tmp_path):
+    tools = Path(__file__).parents[2] / "tools"
+    work = tmp_path / "work"
+    train = [
+        "bash",
+        tools / "dist_train.sh",
+        config,
+        "2",
+        "--work-dir",
+        work,
+        "--seed",
+        "0",
+        "--deterministic",
+        "--data",
+        manifest,
+        "--options",
+        "max_iterations=2",
+    ]
+    subprocess.run([str(part) for part in train], check=True)
+    show = tmp_path / "show"
+    test = [
+        "bash",
+        tools / "dist_test.sh",
+        config,
+        work / "weights.pth",
+        "2",
+        "--eval",
+        "mIoU",
+        "--data",
+        manifest,
+        "--out",
+        tmp_path / "out.pkl",
+        "--show-dir",
+        show,
+    ]
+    said = subprocess.run([str(part) for part in test], check=True, capture_output=True, text=True)
+    last = json.loads((work / "run.json").read_text())["evaluations"][-1]
+    assert f"mIoU {last['mIoU']:.2f}" in said.stderr + said.stdout
+    assert len(list(show.iterdir())) == 5
