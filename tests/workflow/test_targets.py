@@ -54,3 +54,11 @@ def test_a_machine_without_gpus_gives_none(checkout):
         "--dry-run", "--profile", "local", "results/table.md", CUDA_VISIBLE_DEVICES=""
     )
     assert "0 GPUs on 1 node" in said
+
+
+def test_a_machine_with_four_gpus_gives_a_run_no_more_than_four(checkout):
+    smi = checkout.path / "bin/nvidia-smi"
+    smi.write_text("#!/bin/sh\n" + "".join(f"echo 'GPU {n}: H100'\n" for n in range(4)))
+    smi.chmod(0o755)
+    plan = checkout.plan("--profile", "local", "results/vit_b_300/metrics.json")
+    assert any("4 GPUs on 1 node" in message for message in plan.messages)
