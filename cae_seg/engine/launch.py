@@ -124,11 +124,15 @@ def _devices(job: Job) -> Iterator[Placement]:
         yield placement
         return
     lease = lease_gpus(placement.ranks, _visible_devices(present))
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease.devices)
     try:
         yield placement
     finally:
         lease.release()
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
 
 
 def _present_gpus() -> int:
@@ -202,7 +206,7 @@ def _run_agent(job: Job, placement: Placement, request: StopRequest) -> dict[int
         except Exception as error:
             crash.append(error)
 
-    thread = threading.Thread(target=agent, name="torchrun")
+    thread = threading.Thread(target=agent, name="torchrun", daemon=True)
     thread.start()
     _forward_signals(thread, request)
     if crash and not request.reason:
@@ -261,6 +265,8 @@ def _verdict(
         )
         return CRASHED
     if not outcomes:
+        if not request.reason:
+            logger.error("the ranks ended before they could say why (exit codes %s)", exits)
         return STOPPED if request.reason else CRASHED
     # The first to end is the cause; the others only lost their peer.
     first = outcomes[0]

@@ -4,6 +4,7 @@ All randomness of an iteration is a function of (seed, iteration, rank, sample),
 goes on from a checkpoint does exactly what it would have done undisturbed.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from cae_seg.engine.record import RecordWriter
 from cae_seg.engine.runner import BatchSplit
 from cae_seg.models.stochastic import set_randomness
 from cae_seg.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 _TORCH_STREAM = 0x746F7263  # keeps torch's stream apart from the others drawn from the seed
 
@@ -222,8 +225,7 @@ class Loop:
         own = [torch.stack([part[name] for part in losses]).mean().item() for name in names]
         means = dict(zip(names, self._ranks.mean(own), strict=True))
         if not math.isfinite(means["loss"]):
-            text = "the loss is no number"
-            self._watch.record.event("warning", iteration=self.done, message=text)
+            self._warn_of_loss()
         device = self._ranks.device
         memory = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
         self._watch.record.write(
@@ -237,6 +239,12 @@ class Loop:
         )
         self._note["loss"] = f"{means['loss']:.3f}"
         self._watch.progress.note(" ".join(f"{k} {v}" for k, v in sorted(self._note.items())))
+
+    def _warn_of_loss(self) -> None:
+        text = "the loss is no number; the run will hardly recover, try a smaller learning rate"
+        if self._ranks.first:
+            logger.warning("iteration %d: %s", self.done, text)
+        self._watch.record.event("warning", iteration=self.done, message=text)
 
     @staticmethod
     def _due(interval: int, iteration: int) -> bool:

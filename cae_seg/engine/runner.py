@@ -86,6 +86,10 @@ def split_batch(total: int, ranks: int, fitting: int | None) -> BatchSplit:
     micro = max(
         n for n in range(1, per_rank + 1) if per_rank % n == 0 and n <= (fitting or per_rank)
     )
+    if total > 1 and micro * ranks < 2:
+        raise UserError(
+            "--images-per-gpu 1: batch norm needs two images at once; allow 2, or use several GPUs"
+        )
     return BatchSplit(total, ranks, micro)
 
 
@@ -280,6 +284,8 @@ def _build(config: Config, part: Config) -> nn.Module:
         return MODELS.build(part)
     except KeyError as error:
         raise UserError(_unknown_type(config, error)) from error
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(_unbuildable(config, error)) from error
 
 
 def seed_all(seed: int) -> None:
@@ -413,7 +419,11 @@ def _unknown_type(config: Config, error: KeyError) -> str:
         if name not in known:
             near = ", ".join(difflib.get_close_matches(str(name), known, n=3)) or "CAE"
             return f"{config.filename}: no model or backbone named {name}; nearest: {near}"
-    return f"{config.filename}: the model cannot be built ({_one_line(error)})"
+    return _unbuildable(config, error)
+
+
+def _unbuildable(config: Config, error: Exception) -> str:
+    return f"{config.filename}: the model cannot be built ({_one_line(error)}); mend the config"
 
 
 def _plain(value: Any) -> Any:

@@ -153,7 +153,7 @@ def _run(
     """Set the parts up, train, and write the finals."""
     record = RecordWriter(work.record if ranks.first else None)
     checkpoints = Checkpoints(work.checkpoints, record)
-    _prepare_torch(plan, ranks)
+    _prepare_torch(plan, ranks, ranks.ask_first(work.facts) or {})
     found = ranks.ask_first(lambda: _newest(checkpoints))
     if found is None and not fresh:  # no state in the work dir could be read
         model = build_model(plan.config, plan.job.seed, start=True)
@@ -165,7 +165,7 @@ def _run(
     if ranks.first:
         _note_start(plan, work, record, model, ranks, done, began)
     loader = build_train_loader(plan.config, plan.split, ranks, plan.job.workers, done)
-    budget = _budget(plan, model, began)
+    budget = _budget(plan, model, ranks, began)
     evaluation = Evaluation(
         plan.config, ranks, lambda: bool(request.reason) or budget.past(), workers=plan.job.workers
     )
@@ -199,7 +199,10 @@ def _run(
             identity=plan.identity,
             done=done,
         )
-        reached = loop.run()
+        try:
+            reached = loop.run()
+        except torch.OutOfMemoryError as error:
+            raise UserError(_too_large(plan.split)) from error
     if not reached:
         record.event("stop", iteration=loop.done, reason=request.reason or "time budget")
         logger.info(
@@ -212,6 +215,11 @@ def _run(
         _finish(plan, work, record, checkpoints, model)
     ranks.wait()
     return DONE
+
+
+def _too_large(split: BatchSplit) -> str:
+    advice = f"pass --images-per-gpu {split.micro // 2}" if split.micro > 1 else "use a larger GPU"
+    return f"{split.micro} images at once do not fit into the GPU's memory; {advice}"
 
 
 def _newest(checkpoints: Checkpoints) -> Path | None:
@@ -234,8 +242,11 @@ def _build_parts(plan: Plan, ranks: Ranks, model: nn.Module) -> Parts:
     return Parts(model, wrapped, optimiser, build_schedulers(optimiser, plan.config), iter(()))
 
 
-def _prepare_torch(plan: Plan, ranks: Ranks) -> None:
+def _prepare_torch(plan: Plan, ranks: Ranks, before: dict[str, Any]) -> None:
     """Choose between the fastest kernels and the same ones every time."""
+    if ranks.device.type == "cpu" and before.get("threads"):
+        # Sums are cut by thread: on other cores than before they would round otherwise.
+        torch.set_num_threads(before["threads"])
     torch.use_deterministic_algorithms(plan.job.deterministic)
     torch.backends.cudnn.deterministic = plan.job.deterministic
     torch.backends.cudnn.benchmark = not plan.job.deterministic and ranks.device.type == "cuda"
@@ -251,9 +262,10 @@ def _pace(config: Config) -> Pace:
     )
 
 
-def _budget(plan: Plan, model: nn.Module, began: float) -> Budget:
+def _budget(plan: Plan, model: nn.Module, ranks: Ranks, began: float) -> Budget:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Budget(deadline_of(plan.job.time_budget, began), guess_save_seconds(parameters))
+    deadline = ranks.ask_first(lambda: deadline_of(plan.job.time_budget, began))
+    return Budget(deadline, guess_save_seconds(parameters))
 
 
 def _progress(plan: Plan, ranks: Ranks, done: int) -> Progress:
@@ -317,6 +329,7 @@ def _facts(
         "precision": plan.precision,
         "deterministic": plan.job.deterministic,
         "device": provenance.device_facts(ranks.device.type, ranks.world),
+        "threads": torch.get_num_threads(),
         "batch": plan.split.as_dict(),
         "fast_paths": _fast_paths(model),
         "checkpoint": checkpoint,

@@ -5,6 +5,7 @@ rank ended goes to a file of its own, since the launcher has to tell a user's mi
 """
 
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ JOB, DEVICE, OUTCOMES, PARENT = (
     "CAE_SEG_OUTCOMES",
     "CAE_SEG_PARENT",
 )
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -51,6 +53,13 @@ def run(job: Job, kind: str, request: StopRequest) -> int:
                 return evaluate(job, ranks, request)
             except Stopped:
                 return STOPPED
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                raise UserError(
+                    f"{error.filename or 'the disk'}: no room left; make room and run the same "
+                    "command again"
+                ) from error
 
 
 def run_here(job: Job, kind: str) -> int:

@@ -33,7 +33,8 @@ def make_job(config, manifest, tmp_path):
     """Make a training job in a folder of the test's."""
 
     def make(name: str = "run", iterations: int = 8, **changes) -> TrainJob:
-        return job_in(tmp_path / name, config, manifest, iterations, **changes)
+        chosen = changes.pop("config", config)
+        return job_in(tmp_path / name, chosen, manifest, iterations, **changes)
 
     return make
 

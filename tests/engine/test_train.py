@@ -264,6 +264,51 @@ def test_published_option_names_the_checkpoint(make_job, tmp_path):
     assert not job.work_dir.exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("backbone=dict(type='CEA')", r"named CEA; nearest: CAE"),
+        ("type='CAESegmenter'", r"named CAESegmenter; nearest: CAESegmentor"),
+        ("backbone=dict(wdith=3)", r"cannot be built \(.*wdith"),
+        ("backbone=dict(out_indices=[0, 1])", r"cannot be built \(.*out_indices"),
+    ],
+)
+def test_model_that_cannot_be_built_is_one_line(make_job, config, tmp_path, model, message):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(f'_base_ = "{config}"\nmodel = dict({model})\n')
+    job = make_job(config=wrong)
+    with pytest.raises(UserError, match=message):
+        launch_train(job)
+    assert not job.work_dir.exists()
+
+
+def test_config_with_an_error_in_it_is_one_line(make_job, tmp_path):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("model = dict(\n")
+    with pytest.raises(UserError, match=r"wrong.py: cannot be read"):
+        launch_train(make_job(config=wrong))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\x03\x04 cut", "truncated"),
+        (b"hello", "not a checkpoint"),
+        (None, "does not fill|no v"),
+    ],
+)
+def test_pretrained_that_is_no_checkpoint_is_one_line(make_job, tmp_path, content, message):
+    wrong = tmp_path / "wrong.pth"
+    if content is None:
+        torch.save({"model": {"x": torch.zeros(1)}}, wrong)
+    else:
+        wrong.write_bytes(content)
+    job = make_job(pretrained=wrong)
+    with pytest.raises(UserError, match=message):
+        launch_train(job)
+    assert not job.work_dir.exists()
+
+
 @pytest.mark.parametrize("path", ["weights.pth", "missing.pth"])
 def test_weights_of_another_architecture_or_missing(undisturbed, tmp_path, path):
     other = tmp_path / "other.py"

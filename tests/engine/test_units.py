@@ -131,6 +131,9 @@ def test_batch_is_kept_whatever_the_ranks():
     assert (split_batch(16, 1, 6).micro, split_batch(16, 1, 6).accumulation) == (4, 4)
     with pytest.raises(UserError, match="cannot be shared evenly by 3"):
         split_batch(16, 3, None)
+    with pytest.raises(UserError, match="batch norm needs two images"):
+        split_batch(16, 1, 1)
+    assert split_batch(16, 2, 1).accumulation == 8
 
 
 def test_precision_by_device():
@@ -291,3 +294,9 @@ def test_waiting_for_a_lock_tells_whom_once(tmp_path):
     holder.kill()
     holder.wait()
     os.kill(holder.child, signal.SIGKILL)
+
+
+def test_launcher_starts_without_loading_torch():
+    code = "import sys, cae_seg.engine.launch; print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert said.stdout.strip() == "False"
