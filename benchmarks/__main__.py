@@ -1,4 +1,4 @@
-"""python -m benchmarks [case …]: measure, write benchmarks/results/*.json and docs/benchmarks.md."""
+"""Measure the cases; write benchmarks/results/*.json and docs/benchmarks.md."""
 
 import argparse
 import logging

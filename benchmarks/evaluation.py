@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -199,5 +198,4 @@ def _worker(root: Path, device: str, quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    started = time.monotonic()
     _worker(Path(sys.argv[1]), sys.argv[2], "quick" in sys.argv[3:])

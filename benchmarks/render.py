@@ -17,17 +17,9 @@ in `benchmarks/results/`.
 `EncoderDecoder`, `UPerHead`, `FCNHead`, its BEiT attention (scores, bias and soft-max as tensors),
 one window at a time, its transforms and its `IoUMetric`.
 """
-COMPARED = (
-    "stock",
-    "ours",
-    "ratio",
-    "target",
-    "what",
-    "stock_all",
-    "ours_all",
-    "agreement",
-    "unit",
-)
+TABLE = """| what | stock | ours | ratio | target | agreement |
+| --- | ---: | ---: | ---: | ---: | --- |"""
+COMPARED = {"what", "stock", "ours", "ratio", "target", "agreement", "unit"}
 
 
 def write() -> None:
@@ -50,19 +42,17 @@ def _section(result: dict[str, Any]) -> str:
     lines = [
         f"## {result['case'].replace('_', ' ').capitalize()}, {result['device']}",
         "",
-        f"{facts['date']}; {where}; {facts['threads']} threads; Python {facts['python']}; {versions}.",
+        f"{facts['date']}; {where}; {facts['threads']} threads; load before {facts['load_before']}; "
+        f"Python {facts['python']}; {versions}.",
         "",
     ]
     compared = [row for row in result["rows"] if "ratio" in row]
     if compared:
-        lines += [
-            "| what | stock | ours | ratio | target | agreement |",
-            "| --- | ---: | ---: | ---: | ---: | --- |",
-        ]
+        lines.append(TABLE)
         lines += [_compared(row) for row in compared]
         lines.append("")
     for row in result["rows"]:
-        rest = {key: value for key, value in row.items() if key not in COMPARED}
+        rest = {k: v for k, v in row.items() if k not in COMPARED and not k.endswith("_all")}
         if rest:
             items = "; ".join(f"{k.replace('_', ' ')} {_text(v)}" for k, v in rest.items())
             lines.append(f"- {row['what']}: {items}")

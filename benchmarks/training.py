@@ -31,11 +31,13 @@ SIZES = {
         ("ViT-B", BASE, 2, 1.6, 12),
         ("ViT-L", LARGE, 2, None, 28),
         ("ViT-B", BASE, 16, None, 56),
+        ("ViT-L", LARGE, 16, None, 120),
     ],
     "cuda": [
-        (name, stem, n, 2.2, 0)
-        for name, stem in (("ViT-B", BASE), ("ViT-L", LARGE))
-        for n in (2, 16)
+        ("ViT-B", BASE, 2, 2.2, 0),
+        ("ViT-B", BASE, 16, 2.2, 0),
+        ("ViT-L", LARGE, 2, 2.2, 0),
+        ("ViT-L", LARGE, 16, 2.2, 0),
     ],
 }
 
