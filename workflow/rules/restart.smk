@@ -12,10 +12,10 @@ from cae_seg.results.unfinished import unfinished
 def speak_plainly_with_slurm() -> None:
     """Let the SLURM executor find our `sbatch`, `sacct` and `squeue` before SLURM's own."""
     commands = str(Path(workflow.basedir) / "workflow/slurm/bin")
-    folders = os.environ["PATH"].split(os.pathsep)
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     if shutil.which("sbatch") and commands not in folders:
-        os.environ["PATH"] = os.pathsep.join([commands, *folders])
-    os.environ["CAE_SEG_REQUEUE"] = "1"
+        os.environ.update(PATH=os.pathsep.join([commands, *folders]))
+    os.environ.update(CAE_SEG_REQUEUE="1")
 
 
 def remove_stale_lock():
