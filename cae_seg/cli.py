@@ -360,10 +360,10 @@ def _add_ui(commands: Any) -> None:
 
 
 def _ui(options: argparse.Namespace) -> None:
-    from cae_seg.tracking import ui_command
+    from cae_seg.tracking import ui_address, ui_command
 
     command = ui_command(port=options.port)
-    print(f"MLflow UI: http://127.0.0.1:{options.port} (Ctrl-C ends it)", flush=True)
+    print(f"MLflow UI (Ctrl-C ends it): {ui_address(port=options.port)}", flush=True)
     os.execvp(command[0], command)
 
 

@@ -7,6 +7,14 @@ and brings to MLflow whatever is missing there: `following` while a run trains (
 
 from cae_seg.tracking.deliver import track
 from cae_seg.tracking.live import follow, following
-from cae_seg.tracking.store import ensure_store, tracking_uri, ui_command
+from cae_seg.tracking.store import ensure_store, tracking_uri, ui_address, ui_command
 
-__all__ = ["ensure_store", "follow", "following", "track", "tracking_uri", "ui_command"]
+__all__ = [
+    "ensure_store",
+    "follow",
+    "following",
+    "track",
+    "tracking_uri",
+    "ui_address",
+    "ui_command",
+]

@@ -18,6 +18,12 @@ from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_text
 
 EXPERIMENT = "cae-seg"
+VIEW = "cae-seg"
+COLUMNS = (
+    *(f"params.`{name}`" for name in ("backbone", "pretraining_epochs", "learning_rate", "seed")),
+    *(f"metrics.`{name}`" for name in ("final/mIoU", "mIoU", "train/loss")),
+    "tags.`gpu_hours`",
+)
 LOCK_SECONDS = 600.0
 # MLflow's own retries take many minutes; ours know how long a caller is willing to wait.
 QUIET_MLFLOW = {
@@ -175,8 +181,7 @@ def find_experiment(client: Any, uri: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            return client.create_experiment(name, artifact_location=artifacts, tags=kind)
+            return client.create_experiment(name, artifact_location=artifacts, tags=_view())
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -184,6 +189,24 @@ def find_experiment(client: Any, uri: str) -> str:
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
     return found.experiment_id
+
+
+def _view() -> dict[str, str]:
+    """Return the tags by which MLflow's UI shows our experiment with the columns to compare by."""
+    state = {
+        "searchFilter": "",
+        "orderByKey": "metrics.`final/mIoU`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": COLUMNS,
+    }
+    return {
+        "mlflow.experimentKind": "custom_model_development",
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(state),
+    }
 
 
 @contextlib.contextmanager
@@ -248,3 +271,12 @@ def ui_command(uri: str | None = None, *, port: int = 5000) -> list[str]:
         *root,
         *options,
     ]
+
+
+def ui_address(uri: str | None = None, *, port: int = 5000) -> str:
+    """Return where the UI that `ui_command` serves lists our runs, with our columns."""
+    uri = uri or tracking_uri()
+    with reaching_mlflow():
+        number = find_experiment(make_client(uri), uri)
+    page = f"experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
+    return f"http://127.0.0.1:{port}/#/{page}"
