@@ -1,5 +1,7 @@
 """The public targets, planned from the repository root with nothing in the home folder."""
 
+import resource
+
 import pytest
 
 BASE = "upernet_cae_base_12_512_slide_160k_ade20k_pt_{}"
@@ -62,3 +64,38 @@ def test_a_machine_with_four_gpus_gives_a_run_no_more_than_four(checkout):
     smi.chmod(0o755)
     plan = checkout.plan("--profile", "local", "results/vit_b_300/metrics.json")
     assert any("4 GPUs on 1 node" in message for message in plan.messages)
+
+
+def test_a_checkpoint_may_lie_behind_a_url(checkout):
+    file = "checkpoints/cae_base_300ep.pth"
+    checkout.edit("config/published.yaml", file, "https://example.org/cae_base_300ep.pth")
+    (checkout.path / file).unlink()
+    plan = checkout.plan("--profile", "local", "results/vit_b_300/metrics.json")
+    assert "Inspect the checkpoint https://example.org/cae_base_300ep.pth" in plan.messages
+
+
+def test_rows_share_the_inspection_of_their_checkpoint(checkout):
+    row = "  - {name: again, backbone: ViT-B, pretraining_epochs: 300, learning_rate: 5e-4, "
+    with (checkout.path / "config/published.yaml").open("a") as sheet:
+        sheet.write(row + "checkpoint: checkpoints/cae_base_300ep.pth}\n")
+        sheet.write(row.replace("again, ", "anew, ").replace("5e-4", "6e-4"))
+        sheet.write("checkpoint: checkpoints/cae_base_300ep.pth}\n")
+    targets = [f"results/{name}/metrics.json" for name in ("again", "anew")]
+    assert checkout.plan("--profile", "local", *targets).jobs["inspect_checkpoint"] == 1
+
+
+@pytest.mark.slow
+def test_a_thousand_combinations_are_planned_in_half_a_minute_and_a_gigabyte(checkout):
+    rates = ", ".join(f"{n}e-6" for n in range(1, 1001))
+    (checkout.path / "config/big.yaml").write_text(
+        "grid: {backbone: ViT-B, pretraining_epochs: 1600, checkpoint: "
+        f"checkpoints/cae_base_1600ep.pth, learning_rate: [{rates}]}}\n"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    plan = checkout.plan(
+        "results/table.md", "--profile", "slurm", "--config", "sheet=config/big.yaml"
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert plan.jobs["fine_tune"] == 1000
+    assert after.ru_utime - before.ru_utime < 30  # seconds of processor, whatever else runs here
+    assert after.ru_maxrss < 1e6  # kB
