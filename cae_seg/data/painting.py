@@ -11,6 +11,7 @@ LONGEST_SIDE = 480  # pixels
 MARGIN = 8
 LINE = 18
 SWATCH = 12
+COLUMN = 200  # at least, for a name in the legend
 MOST_NAMES = 24
 
 
@@ -63,25 +64,30 @@ def paint_panel(
         pictures.insert(1, ("ground truth", paint_labels(truth, palette)))
     scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
     width, height = (max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
-    total = max(len(pictures) * (width + MARGIN) + MARGIN, 2 * LONGEST_SIDE // 2)
+    total = max(len(pictures) * (width + MARGIN) + MARGIN, LONGEST_SIDE)
     names = _legend(truth, prediction, class_names)
-    columns = max(1, total // 200)
+    columns = total // COLUMN
+    legend_top = height + 2 * MARGIN + LINE
     lines = -(-len(names) // columns)
-    sheet = Image.new("RGB", (total, height + 2 * MARGIN + LINE * (lines + 1) + MARGIN), "white")
+    sheet = Image.new("RGB", (total, legend_top + lines * LINE + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (title, picture) in enumerate(pictures):
         x = MARGIN + number * (width + MARGIN)
         way = Image.Resampling.BILINEAR if title == "image" else Image.Resampling.NEAREST
         sheet.paste(Image.fromarray(picture).resize((width, height), way), (x, MARGIN + LINE))
         draw.text((x, MARGIN), title, fill="black", font=_font())
-    top = height + 2 * MARGIN + LINE
     for number, (label, text) in enumerate(names):
         x = MARGIN + number % columns * ((total - MARGIN) // columns)
-        y = top + number // columns * LINE
-        box = (x, y, x + SWATCH, y + SWATCH)
-        draw.rectangle(box, fill=tuple(int(value) for value in palette[label]), outline="black")
-        draw.text((x + SWATCH + 5, y - 1), text, fill="black", font=_font())
+        colour = tuple(int(value) for value in palette[label])
+        _draw_name(draw, x, legend_top + number // columns * LINE, colour, text)
     return np.asarray(sheet)
+
+
+def _draw_name(
+    draw: ImageDraw.ImageDraw, x: int, y: int, colour: tuple[int, ...], text: str
+) -> None:
+    draw.rectangle((x, y, x + SWATCH, y + SWATCH), fill=colour, outline="black")
+    draw.text((x + SWATCH + 5, y - 1), text, fill="black", font=_font())
 
 
 @functools.cache

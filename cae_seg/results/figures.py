@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.image
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -224,16 +225,18 @@ def _number_in(name: str) -> int:
 
 def draw_panels(paths: Sequence[Path]) -> Figure:
     """Set pictures of predictions, as `data.painting.paint_panel` makes them, under each other."""
-    pictures = [matplotlib.image.imread(path) for path in paths]
-    ratios = [picture.shape[0] / picture.shape[1] for picture in pictures]
-    figure = Figure((9.0, 9.0 * sum(ratios)), layout="constrained")
-    for axes, picture in zip(
-        figure.subplots(len(pictures), squeeze=False, height_ratios=ratios)[:, 0],
-        pictures,
-        strict=True,
-    ):
-        axes.imshow(picture)
-        axes.set_axis_off()
+    pictures = [matplotlib.image.imread(path)[..., :3] for path in paths]
+    width = max(picture.shape[1] for picture in pictures)
+    # One scale for all: narrower pictures get a white margin instead of being blown up.
+    padded = [
+        np.pad(picture, ((0, 0), (0, width - picture.shape[1]), (0, 0)), constant_values=1)
+        for picture in pictures
+    ]
+    stack = np.concatenate(padded)
+    figure = Figure((stack.shape[1] / 100, stack.shape[0] / 100))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(stack, interpolation="none")
+    axes.set_axis_off()
     return figure
 
 

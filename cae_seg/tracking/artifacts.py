@@ -16,7 +16,7 @@ def gather(run: RunFolder, facts: dict[str, Any], metrics: dict[str, Any] | None
     for path in (run.path / "config.py", run.work / "config.py"):
         if path.is_file() and not (to / "config.py").exists():
             shutil.copyfile(path, to / "config.py")
-    for path in sorted(run.work.glob("*.log")):
+    for path in (*sorted(run.work.glob("*.log")), *sorted(run.path.glob("*.log"))):
         (to / "log").mkdir(exist_ok=True)
         shutil.copyfile(path, to / "log" / path.name)
     for name in ("run.json", "metrics.json"):

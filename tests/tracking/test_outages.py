@@ -72,12 +72,14 @@ def _quick_retries(monkeypatch):
     monkeypatch.setattr("cae_seg.tracking.live.LONGEST_PAUSE", 0.5)
 
 
-def test_a_run_is_streamed_while_it_trains(begun, server):
+def test_a_run_is_streamed_while_it_trains(begun, server, monkeypatch):
+    monkeypatch.setattr("cae_seg.tracking.live.SYSTEM_SECONDS", 0.5)
     uri = server.uri
     follower = Follower(begun / "work", uri)
     log_between(begun, 0, 50)
     wait_for(lambda: steps(uri, "mIoU") == [50])
     assert only_run(uri).info.status == "RUNNING"
+    wait_for(lambda: "system/cpu_utilization_percentage" in only_run(uri).data.metrics)
     log_between(begun, 50, 100)
     wait_for(lambda: steps(uri, "mIoU") == [50, 100])
     log_between(begun, 100, 200)
