@@ -5,10 +5,9 @@ last one was stopped, killed or lost, and returns at once where the run is over.
 """
 
 import logging
-import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +17,31 @@ from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
 from cae_seg.engine import provenance
-from cae_seg.engine.budget import Budget, StopRequest, deadline_of, guess_save_seconds
-from cae_seg.engine.checkpointing import Checkpoints, load_state, to_cpu
+from cae_seg.engine.budget import (
+    Budget,
+    Stopped,
+    StopRequest,
+    deadline_of,
+    guess_save_seconds,
+)
+from cae_seg.engine.checkpointing import Checkpoints, load_state
 from cae_seg.engine.evaluate import Evaluation, Wishes
-from cae_seg.engine.inspect import known_sha256
+from cae_seg.engine.finals import finish, publish, write_facts
 from cae_seg.engine.jobs import DONE, STOPPED, TrainJob
 from cae_seg.engine.logs import LogFile, Voice
 from cae_seg.engine.loop import Loop, Pace, Parts, Watch, restore
+from cae_seg.engine.plan import Plan, make_plan
 from cae_seg.engine.ranks import Ranks
-from cae_seg.engine.record import RecordWriter, working_seconds
+from cae_seg.engine.record import RecordWriter
 from cae_seg.engine.runner import (
     BatchSplit,
-    apply_job,
     build_model,
     build_optimiser,
     build_schedulers,
     build_train_loader,
-    choose_precision,
-    config_facts,
-    config_text,
-    identity_of,
-    load_config,
-    pretrained_of,
-    split_batch,
 )
 from cae_seg.engine.workdir import WorkDir
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_json, atomic_write_text, atomic_writer, sha256_file
 from cae_seg.progress import Progress, progress
 from cae_seg.run_folder import read_record
 
@@ -52,15 +49,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a job comes to on this machine."""
+class Attempt:
+    """One try at a run: what, where, by whom, since when."""
 
-    job: TrainJob
-    config: Config
-    split: BatchSplit
-    precision: str
-    identity: str
-    inputs: dict[str, Any]  # facts about checkpoint and data
+    plan: Plan
+    work: WorkDir
+    ranks: Ranks
+    request: StopRequest
+    record: RecordWriter
+    checkpoints: Checkpoints
+    began: float
 
 
 def train(job: TrainJob, ranks: Ranks, request: StopRequest, log: LogFile) -> int:
@@ -85,54 +83,14 @@ def train(job: TrainJob, ranks: Ranks, request: StopRequest, log: LogFile) -> in
     model = build_model(plan.config, job.seed, start=fresh)
     try:
         ranks.ask_first(lambda: _enter(work, plan, log))
-        if finals := ranks.ask_first(lambda: work.finals(plan.identity)):
-            if ranks.first:
-                _publish(work, plan, finals)
-                logger.info("%s: finished before; nothing to do", job.work_dir)
+        if ranks.ask_first(lambda: _finished_before(work, plan)):
             return DONE
-        return _run(plan, work, ranks, request, model, fresh=fresh, began=began)
+        record = RecordWriter(work.record if ranks.first else None)
+        checkpoints = Checkpoints(work.checkpoints, record)
+        attempt = Attempt(plan, work, ranks, request, record, checkpoints, began)
+        return _run(attempt, *_set_up(attempt, model, fresh=fresh))
     finally:
         work.leave()
-
-
-def make_plan(job: TrainJob, ranks: Ranks) -> Plan:
-    """Resolve config, batch, precision and identity; the files are hashed once."""
-    config = apply_job(load_config(job.config, job.cfg_options), job)
-    precision = choose_precision(config.precision, ranks.device.type)
-    split = split_batch(config.total_batch_size, ranks.world, job.images_per_gpu)
-    inputs = ranks.ask_first(lambda: _inputs(config, job))
-    checkpoint, data = inputs["checkpoint"], inputs["data"]
-    identity = identity_of(
-        config, job.seed, precision, checkpoint and checkpoint["sha256"], data["fingerprint"]
-    )
-    return Plan(job, config, split, precision, identity, inputs)
-
-
-def _inputs(config: Config, job: TrainJob) -> dict[str, Any]:
-    checkpoint = None
-    if (source := pretrained_of(config)) is not None:
-        checkpoint = {"path": str(source), "sha256": _sha256(source, job.pretrained)}
-    if job.data is None:
-        root = config.train_dataloader.dataset.dataset.data_root
-        if not Path(root).is_dir():
-            raise UserError(f"{root}: no data here; run `cae-seg prepare data` or pass --data")
-        return {"checkpoint": checkpoint, "data": {"fingerprint": None, "root": str(root)}}
-    from cae_seg.data.manifest import load_manifest
-
-    manifest = load_manifest(job.data)
-    data = {
-        "fingerprint": manifest.fingerprint,
-        "root": str(manifest.root),
-        "images": dict(manifest.counts),
-    }
-    return {"checkpoint": checkpoint, "data": data}
-
-
-def _sha256(source: Path, given: Path | None) -> str:
-    """Hash the checkpoint, unless its inspection has."""
-    if given is not None and given.suffix == ".json":
-        return known_sha256(given)[1]
-    return sha256_file(source)
 
 
 def _enter(work: WorkDir, plan: Plan, log: LogFile) -> None:
@@ -140,54 +98,52 @@ def _enter(work: WorkDir, plan: Plan, log: LogFile) -> None:
     log.open(work.log)
 
 
-def _run(
-    plan: Plan,
-    work: WorkDir,
-    ranks: Ranks,
-    request: StopRequest,
-    model: nn.Module,
-    *,
-    fresh: bool,
-    began: float,
-) -> int:
-    """Set the parts up, train, and write the finals."""
-    record = RecordWriter(work.record if ranks.first else None)
-    checkpoints = Checkpoints(work.checkpoints, record)
-    _prepare_torch(plan, ranks, ranks.ask_first(work.facts) or {})
-    found = ranks.ask_first(lambda: _newest(checkpoints))
-    if found is None and not fresh:  # no state in the work dir could be read
+def _finished_before(work: WorkDir, plan: Plan) -> bool:
+    """Say whether the run is over; what it declares is then written again."""
+    if (finals := work.finals(plan.identity)) is None:
+        return False
+    publish(plan, work, finals)
+    Checkpoints(work.checkpoints, RecordWriter(None)).remove_all()
+    logger.info("%s: finished before; nothing to do", work.path)
+    return True
+
+
+def _set_up(attempt: Attempt, model: nn.Module, *, fresh: bool) -> tuple[Parts, int]:
+    """Return the parts of the run in the state that the newest checkpoint holds, and its iteration.
+
+    Args:
+        attempt: this try.
+        model: the segmentor.
+        fresh: whether it has its start values.
+    """
+    plan, ranks = attempt.plan, attempt.ranks
+    _prepare_torch(plan, ranks, ranks.ask_first(attempt.work.facts) or {})
+    newest = ranks.ask_first(lambda: _newest(attempt.checkpoints))
+    if newest is None and not fresh:  # no state in the work dir could be read
         model = build_model(plan.config, plan.job.seed, start=True)
     parts = _build_parts(plan, ranks, model)
-    done = 0
-    if found is not None:
-        done = restore(load_state(found), parts)
+    done = 0 if newest is None else restore(load_state(newest), parts)
     ranks.wait()  # nobody may replace a checkpoint that another rank still reads
-    if ranks.first:
-        _note_start(plan, work, record, model, ranks, done, began)
     loader = build_train_loader(plan.config, plan.split, ranks, plan.job.workers, done)
-    budget = _budget(plan, model, ranks, began)
-    evaluation = Evaluation(
-        plan.config, ranks, lambda: bool(request.reason) or budget.past(), workers=plan.job.workers
-    )
+    parts.batches = iter(loader)
+    return parts, done
 
-    def measure(iteration: int) -> dict[str, float]:
-        wishes = Wishes(panels=work.panels / f"iter_{iteration}")
-        return {
-            key: value
-            for key, value in evaluation.run(model, wishes).scores.items()
-            if key in ("mIoU", "mAcc", "aAcc")
-        }
 
+def _run(attempt: Attempt, parts: Parts, done: int) -> int:
+    """Train on from `done` iterations; write the finals if the end is reached."""
+    plan, ranks = attempt.plan, attempt.ranks
+    if ranks.first:
+        _note_start(attempt, parts.model, done)
+    budget = _budget(attempt, parts.model)
     with _progress(plan, ranks, done) as bar:
-        parts.batches = iter(loader)
         watch = Watch(
-            record,
-            checkpoints,
-            budget,
-            request,
-            bar,
-            measure,
-            ranks.tell(set(read_record(work.record).evaluations)),
+            record=attempt.record,
+            checkpoints=attempt.checkpoints,
+            budget=budget,
+            request=attempt.request,
+            progress=bar,
+            evaluate=_evaluator(attempt, budget, parts.model),
+            evaluated=ranks.tell(set(read_record(attempt.work.record).evaluations)),
         )
         loop = Loop(
             parts,
@@ -199,27 +155,50 @@ def _run(
             identity=plan.identity,
             done=done,
         )
-        try:
-            reached = loop.run()
-        except torch.OutOfMemoryError as error:
-            raise UserError(_too_large(plan.split)) from error
+        reached = _reaches_end(loop, plan.split)
     if not reached:
-        record.event("stop", iteration=loop.done, reason=request.reason or "time budget")
-        logger.info(
-            "stopped in good order after iteration %d of %d; the same command goes on",
-            loop.done,
-            plan.config.train_cfg.max_iters,
-        )
+        _note_stop(attempt, loop.done)
         return STOPPED
     if ranks.first:
-        _finish(plan, work, record, checkpoints, model)
+        finish(plan, attempt.work, attempt.record, parts.model)
+        attempt.checkpoints.remove_all()
+        logger.info("finished; weights in %s", attempt.work.weights)
     ranks.wait()
     return DONE
 
 
-def _too_large(split: BatchSplit) -> str:
-    advice = f"pass --images-per-gpu {split.micro // 2}" if split.micro > 1 else "use a larger GPU"
-    return f"{split.micro} images at once do not fit into the GPU's memory; {advice}"
+def _reaches_end(loop: Loop, split: BatchSplit) -> bool:
+    try:
+        return loop.run()
+    except Stopped:
+        return False
+    except torch.OutOfMemoryError as error:
+        advice = "use a larger GPU"
+        if split.micro > 1:
+            advice = f"pass --images-per-gpu {split.micro // 2}"
+        raise UserError(
+            f"{split.micro} images at once do not fit into the GPU's memory; {advice}"
+        ) from error
+
+
+def _evaluator(
+    attempt: Attempt, budget: Budget, model: nn.Module
+) -> Callable[[int], dict[str, float]]:
+    """Return what measures the model after an iteration."""
+    plan, request = attempt.plan, attempt.request
+    evaluation = Evaluation(
+        plan.config,
+        attempt.ranks,
+        lambda: request.reason is not None or budget.past(),
+        workers=plan.job.workers,
+    )
+
+    def measure(iteration: int) -> dict[str, float]:
+        wishes = Wishes(panels=attempt.work.panels / f"iter_{iteration}")
+        scores = evaluation.run(model, wishes).scores
+        return {name: scores[name] for name in ("mIoU", "mAcc", "aAcc")}
+
+    return measure
 
 
 def _newest(checkpoints: Checkpoints) -> Path | None:
@@ -262,9 +241,10 @@ def _pace(config: Config) -> Pace:
     )
 
 
-def _budget(plan: Plan, model: nn.Module, ranks: Ranks, began: float) -> Budget:
+def _budget(attempt: Attempt, model: nn.Module) -> Budget:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    deadline = ranks.ask_first(lambda: deadline_of(plan.job.time_budget, began))
+    minutes, began = attempt.plan.job.time_budget, attempt.began
+    deadline = attempt.ranks.ask_first(lambda: deadline_of(minutes, began))
     return Budget(deadline, guess_save_seconds(parameters))
 
 
@@ -274,29 +254,19 @@ def _progress(plan: Plan, ranks: Ranks, done: int) -> Progress:
     return progress(total, f"train {name}", "iterations", initial=done, stream=Voice(ranks.first))
 
 
-def _note_start(
-    plan: Plan,
-    work: WorkDir,
-    record: RecordWriter,
-    model: nn.Module,
-    ranks: Ranks,
-    done: int,
-    began: float,
-) -> None:
+def _note_start(attempt: Attempt, model: nn.Module, done: int) -> None:
     """Write down, and say, what is going to be done and with what."""
-    facts = _facts(plan, work.facts() or {}, model, ranks, began)
-    work.write_facts(facts)
-    atomic_write_text(work.config, config_text(plan.config))
-    record.event(
+    plan, ranks = attempt.plan, attempt.ranks
+    facts = write_facts(plan, attempt.work, model, ranks, attempt.began)
+    attempt.record.event(
         "resume" if facts["attempts"] > 1 else "start",
         iteration=done,
-        time=began,
+        time=attempt.began,
         batch=facts["batch"],
         device=facts["device"],
         slurm_job_id=provenance.slurm_job(),
     )
     split = plan.split
-    parts = f" in {split.accumulation} parts" if split.accumulation > 1 else ""
     logger.info(
         "%s, %s, %s: %d images an iteration = %d rank(s) x %d%s",
         f"going on from iteration {done}" if done else "training from the start",
@@ -305,102 +275,16 @@ def _note_start(
         split.total,
         split.ranks,
         split.per_rank,
-        parts,
+        f" in {split.accumulation} parts" if split.accumulation > 1 else "",
     )
 
 
-def _facts(
-    plan: Plan, before: dict[str, Any], model: nn.Module, ranks: Ranks, began: float
-) -> dict[str, Any]:
-    checkpoint = plan.inputs["checkpoint"]
-    report = getattr(model.backbone, "pretrained_report", None)
-    if checkpoint is not None:
-        loaded = report.as_dict() if report is not None else before.get("checkpoint") or {}
-        checkpoint = {**loaded, **checkpoint}
-    job_id = provenance.slurm_job()
-    jobs = before.get("slurm_job_ids", [])
-    return {
-        "schema": 1,
-        "experiment": plan.job.name,
-        "seed": plan.job.seed,
-        "identity": plan.identity,
-        "config": plan.job.config.stem,
-        **config_facts(plan.config),
-        "precision": plan.precision,
-        "deterministic": plan.job.deterministic,
-        "device": provenance.device_facts(ranks.device.type, ranks.world),
-        "threads": torch.get_num_threads(),
-        "batch": plan.split.as_dict(),
-        "fast_paths": _fast_paths(model),
-        "checkpoint": checkpoint,
-        "data": plan.inputs["data"],
-        "code": before.get("code") or provenance.code(),
-        "versions": provenance.versions(),
-        "slurm_job_ids": jobs if job_id is None or job_id in jobs else [*jobs, job_id],
-        "attempts": before.get("attempts", 0) + 1,
-        "started": before.get("started") or _iso(began),
-    }
-
-
-def _fast_paths(model: nn.Module) -> list[str]:
-    return list(getattr(model, "active_fast_paths", ()))
-
-
-def _finish(
-    plan: Plan, work: WorkDir, record: RecordWriter, checkpoints: Checkpoints, model: nn.Module
-) -> None:
-    """Write weights and record of the finished run, then give up the resumable states."""
-    _write_weights(plan, work.weights, model)
-    record.event("finish", iteration=plan.config.train_cfg.max_iters)
-    history = read_record(work.record)
-    seconds = working_seconds(history)
-    facts = work.facts()
-    gpus = facts["device"]["count"] if facts["device"]["type"] == "cuda" else 0
-    finals = {
-        **facts,
-        "ended": _iso(time.time()),
-        "seconds": seconds,
-        "gpu_hours": gpus * seconds / 3600,
-        "weights": {"path": str(work.weights), "sha256": sha256_file(work.weights)},
-        "evaluations": [
-            {"iteration": iteration, **{key: line[key] for key in ("mIoU", "mAcc", "aAcc")}}
-            for iteration, line in history.evaluations.items()
-        ],
-    }
-    work.write_finals(finals)
-    _publish(work, plan, finals)
-    checkpoints.remove_all()
-    logger.info("finished; weights in %s", work.weights)
-
-
-def _write_weights(plan: Plan, path: Path, model: nn.Module) -> None:
-    dataset = model.dataset_meta if hasattr(model, "dataset_meta") else {}
-    meta = {
-        "iteration": plan.config.train_cfg.max_iters,
-        "identity": plan.identity,
-        "seed": plan.job.seed,
-        "cfg": config_text(plan.config),
-        "dataset_meta": dataset,
-    }
-    try:
-        with atomic_writer(path) as stream:
-            torch.save({"meta": meta, "state_dict": to_cpu(dict(model.state_dict()))}, stream)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{path}: the final weights cannot be written ({error}); make room and "
-            "run the same command again"
-        ) from error
-
-
-def _publish(work: WorkDir, plan: Plan, finals: dict[str, Any]) -> None:
-    """Write the declared files, the record last."""
-    run_file = plan.job.run_file
-    config = run_file.parent / "config.py"
-    if config.absolute() != work.config.absolute():
-        atomic_write_text(config, work.config.read_text())
-    weights = os.path.relpath(work.weights, run_file.parent)
-    atomic_write_json(run_file, {**finals, "weights": {**finals["weights"], "path": weights}})
-
-
-def _iso(moment: float) -> str:
-    return datetime.fromtimestamp(moment).astimezone().isoformat(timespec="seconds")
+def _note_stop(attempt: Attempt, done: int) -> None:
+    reason = attempt.request.reason or "time budget"
+    attempt.record.event("stop", iteration=done, reason=reason)
+    logger.info(
+        "stopped in good order (%s) after iteration %d of %d; the same command goes on",
+        reason,
+        done,
+        attempt.plan.config.train_cfg.max_iters,
+    )

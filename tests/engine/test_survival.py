@@ -208,16 +208,19 @@ def test_full_disk_at_the_end_is_one_line(make_job, undisturbed):
 
 
 @pytest.mark.slow
-def test_second_writer_is_refused_while_the_first_goes_on(make_job, pair):
+def test_second_writer_waits_and_finds_the_run_finished(make_job, pair):
     job = make_job(gpus=2)
     first = start(job)
     wait_for(lambda: trained(job) >= 1, first)
-    process = subprocess.run([*command(job), "seed_is_no_matter=1"], capture_output=True, text=True)
+    second = start(job)
     code, said = finish(first)
     assert code == 0, said
-    assert process.returncode in (0, 2)
-    if process.returncode:
-        assert "is writing here" in process.stderr
+    code, said = finish(second)
+    assert code == 0, said
+    assert "finished before" in said
+    events = read_record(job.work_dir / "record.jsonl").events
+    assert [event["event"] for event in events].count("start") == 1
+    assert same(weights(job), weights(pair))
 
 
 def test_mistake_found_by_ranks_is_one_line(make_job, tmp_path):
