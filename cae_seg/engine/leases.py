@@ -60,7 +60,7 @@ def lease_gpus(count: int, devices: Sequence[str], folder: Path | None = None) -
 
 
 def lease_folder() -> Path:
-    """Return the user's folder of lock files, the same for all sessions on this machine.
+    """Return the user's folder of lock files, the same for all logins on this machine.
 
     Raises:
         UserError: someone else owns it.
