@@ -196,6 +196,13 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--images-per-gpu", type=int, help="images that fit at once (accumulates)")
     parser.add_argument("--time-budget", type=float, metavar="MIN", help="stop in time, resumable")
     parser.add_argument("--sheet", type=Path, help="labels for live tracking")
+    parser.add_argument(
+        "--lock-wait",
+        type=float,
+        metavar="SECONDS",
+        default=30,
+        help="patience with another process that still writes to the work dir",
+    )
     _add_config_options(parser)
 
 
@@ -221,6 +228,7 @@ def _train(options: argparse.Namespace) -> int:
         workers=options.workers,
         images_per_gpu=options.images_per_gpu,
         time_budget=options.time_budget,
+        lock_wait=options.lock_wait,
     )
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return launch_train(job)

@@ -93,7 +93,7 @@ class Evaluation:
         aug: bool = False,
     ) -> None:
         self._ranks, self._stop, self._aug = ranks, stop, aug
-        self._precision = config.get("evaluation_precision", "auto")
+        self._precision = config.get("evaluation_precision", "fp32")
         description = copy.deepcopy(config.val_dataloader.dataset)
         if aug:
             description.pipeline = _scaled(description.pipeline, config.tta_ratios)
@@ -148,15 +148,11 @@ class Evaluation:
         )
 
     def _autocast(self) -> Any:
-        """Return the context of mixed precision: fp16 on CUDA unless the config says otherwise."""
-        kind = self._ranks.device.type
-        precision = self._precision
-        if precision == "auto":
-            precision = "fp16" if kind == "cuda" else "fp32"
-        if precision == "fp32":
+        """Return the context of mixed precision: none unless the config asks for it."""
+        if self._precision == "fp32":
             return contextlib.nullcontext()
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        return torch.autocast(kind, dtype)
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[self._precision]
+        return torch.autocast(self._ranks.device.type, dtype)
 
     def _progress(self) -> Progress:
         total = len(self.dataset)

@@ -1,0 +1,117 @@
+"""Case 4: how long a person, or a GPU, waits before anything happens."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.models import TINY
+from benchmarks.suite import Options, alternate, case, timed
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs_local" / "cae" / "upernet" / f"{TINY}.py"
+LATE = 150_000  # iterations done before a late resume
+
+
+@case("start_up")
+def start_up(options: Options) -> list[dict[str, Any]]:
+    """Measure the command line, the plan of one row, the first iteration, a late resume."""
+    if options.device != "cpu":
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        return [_help(), _plan(), *_first_iterations(Path(folder))]
+
+
+def _help() -> dict[str, Any]:
+    """Compare the help with what it would cost to load the libraries for it."""
+    eager = [sys.executable, "-c", "import mmseg.apis"]
+    ours = [sys.executable, "-m", "cae_seg.cli", "--help"]
+    times = alternate(lambda: _run(eager), lambda: _run(ours), rounds=5)
+    return {"what": "cae-seg --help (stock: import mmseg.apis)", **times}
+
+
+def _plan() -> dict[str, Any]:
+    target = "results/demo/tiny_300_lr1e-3/metrics.json"
+    command = ["snakemake", "--profile", "demo", "--dry-run", "--nolock", target]
+    return {"what": "dry-run of one row", "seconds": timed(lambda: _run(command))}
+
+
+def _first_iterations(folder: Path) -> list[dict[str, Any]]:
+    manifest = _draw_data(folder)
+    fresh = _wait(folder / "fresh", manifest, iterations=1)
+    work = folder / "late"
+    _wait(work, manifest, iterations=LATE + 1, stop_after=2)
+    _pretend_late(work)
+    late = _wait(work, manifest, iterations=LATE + 1)
+    return [
+        {"what": "process start to the end of the first iteration", "seconds": fresh},
+        {"what": f"the same, resuming at iteration {LATE}", "seconds": late},
+    ]
+
+
+def _draw_data(folder: Path) -> Path:
+    archive, root = folder / "ADEChallengeData2016.zip", folder / "data"
+    manifest = root / "manifest.json"
+    _run(_command("prepare demo", archive=archive, checkpoints=folder / "checkpoints"))
+    _run(_command("prepare data", source=archive, root=root, manifest=manifest))
+    return manifest
+
+
+def _wait(work: Path, manifest: Path, *, iterations: int, stop_after: int | None = None) -> float:
+    """Start a training; return the seconds to its next line about an iteration, and end it there.
+
+    Args:
+        work: work dir, new or to go on from.
+        manifest: of the data.
+        iterations: length of the run.
+        stop_after: iterations to let go by, each saved, before the end.
+    """
+    record, begin = work / "record.jsonl", time.time()
+    command = _command(f"train {CONFIG}", work_dir=work, data=manifest, device="cpu")
+    hooks = [f"default_hooks.{hook}.interval=1" for hook in ("logger", "checkpoint")]
+    process = subprocess.Popen(
+        [*command, "--cfg-options", f"max_iterations={iterations}", *hooks],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while len(times := _iteration_times(record, begin)) < (stop_after or 1):
+            if process.poll() not in (None, 0):
+                raise RuntimeError(f"the training in {work} failed")
+            time.sleep(0.01)
+    finally:
+        process.terminate()
+        process.wait()
+    return times[0] - begin
+
+
+def _iteration_times(record: Path, since: float) -> list[float]:
+    if not record.exists():
+        return []
+    lines = [json.loads(line) for line in record.read_text().splitlines() if line.endswith("}")]
+    return [line["time"] for line in lines if line["kind"] == "train" and line["time"] > since]
+
+
+def _pretend_late(work: Path) -> None:
+    """Make the newest checkpoint of a run that of iteration `LATE`."""
+    folder = work / "checkpoints"
+    newest = max(folder.glob("iter_*.pth"), key=lambda path: int(path.stem.removeprefix("iter_")))
+    state = torch.load(newest, weights_only=True)
+    state["meta"]["iteration"] = LATE
+    for path in folder.iterdir():
+        path.unlink()
+    torch.save(state, folder / f"iter_{LATE}.pth")
+
+
+def _command(name: str, **options: Any) -> list[str]:
+    pairs = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items()]
+    return ["cae-seg", *name.split(), *(word for pair in pairs for word in pair)]
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
