@@ -23,7 +23,7 @@ from cae_seg.engine import worker
 from cae_seg.engine.budget import StopRequest, stop_on_signals
 from cae_seg.engine.jobs import CRASHED, STOPPED, USER_ERROR, EvaluateJob, Job, TrainJob
 from cae_seg.engine.leases import lease_gpus
-from cae_seg.engine.slurm import go_back_to_queue
+from cae_seg.engine.slurm import allocated_nodes, go_back_to_queue
 from cae_seg.errors import UserError
 from cae_seg.machine import count_gpus
 
@@ -277,7 +277,7 @@ def _verdict(
 
 def _launch_nodes(job: Job) -> int:
     """Start one launcher a node through `srun`; they meet at a store in this process."""
-    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    nodes = allocated_nodes()
     if nodes < job.nodes or not shutil.which("srun"):
         raise UserError(
             f"--nodes {job.nodes}: needs a SLURM job of so many nodes (this one has {nodes})"

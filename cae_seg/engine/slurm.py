@@ -1,14 +1,11 @@
-"""Go on later: a SLURM job that stopped in good order goes back into the queue by itself.
-
-It keeps its number and its log, and Snakemake, which sees it waiting, counts no failure: a run may
-meet its time limit as often as it needs to.
-"""
+"""What SLURM is asked for from inside a job."""
 
 import logging
 import os
 import subprocess
 from pathlib import Path
 
+from cae_seg.errors import UserError
 from cae_seg.run_folder import read_record
 
 logger = logging.getLogger(__name__)
@@ -19,6 +16,9 @@ REQUEUE = "CAE_SEG_REQUEUE"
 
 def go_back_to_queue(record: Path) -> bool:
     """Put the SLURM job of this process back into the queue, if that is wanted and of use.
+
+    It keeps its number and its log, and Snakemake, which sees it waiting, counts no failure: a run
+    may meet its time limit as often as it needs to.
 
     It is of no use to a job that SLURM is taking away (`scancel`, pre-emption, the time limit
     itself), nor if this attempt did not advance the run, which would wait and stop for ever.
@@ -42,6 +42,23 @@ def go_back_to_queue(record: Path) -> bool:
         return False
     logger.info("SLURM job %s goes back into the queue and will go on from here", job)
     return True
+
+
+def allocated_nodes() -> int:
+    """Return the number of nodes of the SLURM job of this process; 1 outside of SLURM.
+
+    The variables tell of the job step, which holds one task on one of them.
+
+    Raises:
+        UserError: SLURM does not say.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return 1
+    try:
+        return int(_ask("squeue", "--noheader", "--format=%D", f"--jobs={job}"))
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise UserError(f"SLURM job {job}: squeue does not say how many nodes it has") from error
 
 
 def _advanced(record: Path) -> bool:

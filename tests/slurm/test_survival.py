@@ -66,6 +66,15 @@ def undisturbed(site: Site) -> Reference:
     return Reference(run, run.weights(), startup, (times[-1] - times[0]) / (len(times) - 1))
 
 
+def test_ranks_on_two_nodes_train_the_same_run(site, undisturbed):
+    sheet = site.sheet("wide", {"wide": {"nodes": 2}})
+    process = site.snakemake(sheet, "--until", "evaluate")
+    assert finish(process, site, sheet) == 0, site.said(sheet)[-3000:]
+    steps = site.ask("sacct", "-n", "-P", "--format=JobID,NTasks,NodeList").splitlines()
+    assert any(step.endswith("|2|n[1-2]") for step in steps), steps
+    assert_undisturbed(site.run(sheet, "wide"), undisturbed)
+
+
 @dataclass
 class Tale:
     """What was done to the runs of a sheet, and how it ended."""
@@ -108,9 +117,10 @@ def pre_empt(tale: Tale) -> None:
 
 def shorten(tale: Tale, times: Reference) -> None:
     """Bring the end of the first two attempts near: SLURM's own limits are whole minutes."""
-    seconds = 2 * times.startup + 20 * times.iteration
     for attempt in range(2):
         job = wait_until("limited runs", lambda: tale.site.job("limited"))
+        beside = tale.site.ask("squeue", "--noheader", "--states=RUNNING").count("\n") + 1
+        seconds = 1.5 * beside * (times.startup + 15 * times.iteration)
         end = datetime.now() + timedelta(seconds=seconds)
         tale.site.ask("scontrol", "update", f"JobId={job}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}")
         wait_until(
@@ -243,8 +253,8 @@ def lose_node(tale: Tale) -> None:
     """Set a node down under its job, and give it back a little later."""
     change = ("scontrol", "update", "NodeName=n2")
     tale.site.ask(*change, "State=DOWN", "Reason=test")
-    time.sleep(5)
-    tale.site.ask(*change, "State=RESUME")
+    wait_until("nodeless is off its node", lambda: not tale.site.job("nodeless"))
+    tale.site.ask(*change, "State=RESUME", check=False)  # it may be back by itself already
 
 
 def test_no_second_writer_enters_while_a_killed_snakemakes_job_lives(wreck):

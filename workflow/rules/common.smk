@@ -101,10 +101,31 @@ def machine_options(wildcards, resources) -> str:
 
 
 def device_options(wildcards, resources) -> str:
-    """Return the device options of a job that was given `resources.gpu` GPUs over its nodes."""
-    if not resources.gpu:
-        return "--device cpu"
-    return f"--device {row(wildcards).device} --gpus {resources.gpu // resources.nodes}"
+    """Return the device options of a job: the GPUs that it was given on each of its nodes."""
+    given = given_gpus(wildcards, resources) // resources.nodes
+    return f"--device {row(wildcards).device} --gpus {given}" if given else "--device cpu"
+
+
+def given_gpus(wildcards, resources) -> int:
+    """Return the GPUs that a job was given, over all its nodes."""
+    return resources.gpu if resources.nodes == 1 else row(wildcards).gpus
+
+
+def gpus(wildcards) -> int:
+    """Return the GPUs of a training on one node; none where `gres` names them."""
+    found = row(wildcards)
+    return found.gpus if found.nodes == 1 else 0
+
+
+# The SLURM executor's own job step asks for all of `gpu` on one node, so that a job of several
+# nodes does not start; `gres` counts by node.
+def gres(wildcards) -> str | None:
+    """Return the GPUs of each node of a training on several, as SLURM writes them."""
+    found = row(wildcards)
+    if found.nodes == 1 or not found.gpus:
+        return None
+    kind = [found.resources.gpu_model] if found.resources.gpu_model else []
+    return ":".join(["gpu", *kind, str(found.gpus // found.nodes)])
 
 
 def cpus(wildcards) -> int:
@@ -163,7 +184,10 @@ def row_resource(key: str, otherwise):
     """Return a function that takes a resource from the row of a job, if the row says it."""
 
     def value(wildcards, input, attempt, threads, rulename):
-        chosen = getattr(row(wildcards).resources, key)
+        found = row(wildcards)
+        if key == "gpu_model" and found.nodes > 1 and rulename == "fine_tune":
+            return None  # `gres` names it
+        chosen = getattr(found.resources, key)
         if chosen is not None:
             return chosen
         return otherwise.evaluate(

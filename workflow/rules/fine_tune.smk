@@ -28,7 +28,8 @@ rule fine_tune:
         "../../environment.yml"
     threads: cpus
     resources:
-        gpu=of_row("gpus"),
+        gpu=gpus,
+        gres=gres,
         nodes=of_row("nodes"),
         mem_mb=memory,
         runtime="2d",
@@ -38,11 +39,12 @@ rule fine_tune:
         precision=of_row("precision"),
         recipe=recipe_options,
         machine=machine_options,
+        gpus=given_gpus,
         work=subpath(output.run, parent=True),
         sheet=sheet_file,
     message:
         "Fine-tune {wildcards.experiment}, seed {wildcards.seed}: learning rate {params.rate},"
-        " {resources.gpu} GPUs on {resources.nodes} node(s)"
+        " {params.gpus} GPUs on {resources.nodes} node(s)"
     shell:
         "ln -sfr {params.work}/console.log {log};"
         " exec cae-seg train {params.config} --name {wildcards.experiment} --seed {wildcards.seed}"
