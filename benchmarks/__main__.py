@@ -34,7 +34,7 @@ def _register() -> None:
     """Import the modules that hold cases."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    from benchmarks import evaluation, training  # noqa: F401
+    from benchmarks import evaluation, training, transforms  # noqa: F401
 
 
 def _devices(asked: str) -> list[str]:

@@ -86,6 +86,10 @@ class TrainTransform:
             "hue_delta": hue_delta,
         }
         self.fast = fast
+        self._scratch = np.empty(0, np.uint8)
+        # The loader forks its workers, which OpenCV's threads do not survive: they would be waited
+        # for without end. A worker is to use one core anyway.
+        cv2.setNumThreads(0)
         self._stock = None if fast else Compose(self.stock_pipeline())
 
     def stock_pipeline(self) -> list[dict]:
@@ -144,8 +148,15 @@ class TrainTransform:
         ratio = np.random.random_sample() * (high - low) + low
         scale = (int(self.scale[0] * ratio), int(self.scale[1] * ratio))
         size = rescale_size(image.shape[1::-1], scale)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+        image = cv2.resize(image, size, self._canvas(*size), interpolation=cv2.INTER_LINEAR)
         return image, cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+
+    def _canvas(self, width: int, height: int) -> np.ndarray:
+        """Return memory for an image that does not outlive the call: fresh pages cost much."""
+        size = width * height * 3
+        if self._scratch.size < size:
+            self._scratch = np.empty(size, np.uint8)
+        return self._scratch[:size].reshape(height, width, 3)
 
     def _choose_crop(self, label: np.ndarray, table: np.ndarray) -> tuple[slice, slice]:
         window = self._draw_crop(label.shape)

@@ -4,10 +4,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from ade_tree import make_tree
 from mmengine.dataset import pseudo_collate
 from torch.utils.data import DataLoader
 
 from cae_seg.data.sampling import IterationSampler, SeededDataset, permutation, seeded_generators
+from cae_seg.data.transforms import TrainTransform  # noqa: F401  (registers it)
 from cae_seg.errors import UserError
 
 
@@ -95,3 +97,29 @@ def test_the_callers_generators_are_left_alone():
 def test_a_batch_that_cannot_be_shared_is_refused():
     with pytest.raises(UserError, match="3 processes"):
         positions(1, total_batch_size=16, rank=0, world=3)
+
+
+def test_real_samples_do_not_depend_on_the_workers(tmp_path):
+    root = make_tree(tmp_path)
+    dataset = SeededDataset(
+        {
+            "type": "ADE20KDataset",
+            "data_root": str(root),
+            "data_prefix": {
+                "img_path": "images/training",
+                "seg_map_path": "annotations/training",
+            },
+            "pipeline": [{"type": "TrainTransform", "scale": (64, 16), "crop_size": (12, 12)}],
+        },
+        seed=5,
+    )
+    found = []
+    for workers in (0, 4):
+        sampler = IterationSampler(dataset, total_batch_size=8)
+        loader = DataLoader(
+            dataset, 4, sampler=sampler, num_workers=workers, collate_fn=pseudo_collate
+        )
+        batches = list(itertools.islice(loader, 6))
+        found.append([image for batch in batches for image in batch["inputs"]])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert not torch.equal(found[0][0], found[0][3])
