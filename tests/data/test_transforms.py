@@ -97,7 +97,7 @@ def test_pad_comes_after_normalisation(golden):
 def test_photometric_distortion(golden, seed):
     source = golden["pmd_src"].copy()
     np.random.seed(seed)
-    measured = grey_levels(distort(source), golden[f"pmd_seed{seed}"])
+    measured = grey_levels(distort(source)[::2], golden[f"pmd_seed{seed}"])
     record("photometric distortion for given draws, grey levels", measured, 1)
     assert np.array_equal(source, golden["pmd_src"])
 
@@ -119,7 +119,7 @@ def test_whole_train_pipeline(golden, seed, fast):
     sample = transform(pair(seed % 3))
     batch = preprocessor()(pseudo_collate([sample]), training=True)
     image = batch["inputs"][0].permute(1, 2, 0).numpy() * STD + MEAN
-    step = 3 if seed in (3, 4) else 1
+    step = 3 if seed in (3, 4) else 2  # as the golden file keeps it
     label = batch["data_samples"][0].gt_sem_seg.data.numpy()
     measured = grey_levels(image[::step, ::step].round(), golden[f"train_seed{seed}_rgb"])
     record("train pipeline for given draws, grey levels", measured, 1)
