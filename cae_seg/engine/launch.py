@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 ENDPOINT = "CAE_SEG_ENDPOINT"
 _SLURM_GPUS = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
+_SLURM_JOB = ("SLURM_JOB_ID", "SLURM_CONF", "SLURM_CLUSTER_NAME")
 _POLL_SECONDS = 0.2
 
 
@@ -287,10 +288,11 @@ def _launch_nodes(job: Job) -> int:
     host = os.environ.get("CAE_SEG_HOST", socket.gethostname())
     # The kernel picks the port, and it is ours before anyone is told.
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    # The other variables tell of the step on one node that we are in, and srun would obey them.
     environment = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("SLURM_CPU_BIND", "SLURM_MEM_BIND"))
+        if not name.startswith("SLURM_") or name in _SLURM_JOB
     }
     environment |= {worker.JOB: _encoded(job), ENDPOINT: f"{host}:{store.port}"}
     command = [
@@ -308,7 +310,10 @@ def _launch_nodes(job: Job) -> int:
         command.insert(2, f"--cpus-per-task={cores}")
     request = StopRequest()
     with stop_on_signals(request):
-        return _wait_for(subprocess.Popen(command, env=environment), request)
+        # In a session of its own: what SLURM sends to our process group would make srun kill the
+        # ranks, which SLURM tells by itself, before they have saved.
+        srun = subprocess.Popen(command, env=environment, start_new_session=True)
+        return _wait_for(srun, request)
 
 
 def _wait_for(process: subprocess.Popen, request: StopRequest) -> int:
