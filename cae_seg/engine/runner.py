@@ -173,7 +173,7 @@ def apply_job(config: Config, job: Job) -> Config:
 
 def point_to(config: Config, root: Path) -> None:
     """Make every data set of the config read from `root`."""
-    for key in ("train_dataloader", "val_dataloader", "test_dataloader"):
+    for key in ("train_dataloader", "val_dataloader"):
         node = config.get(key, {}).get("dataset")
         while node is not None:
             if "data_root" in node:

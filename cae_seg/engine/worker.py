@@ -42,10 +42,13 @@ def run(job: Job, kind: str, request: StopRequest) -> int:
     """
     with separate_logs(speak=os.environ.get("RANK", "0") == "0") as log:
         # Imported only now: the libraries talk while they are loaded.
+        import cv2
+
         from cae_seg.engine.evaluate import evaluate
         from cae_seg.engine.ranks import joined
         from cae_seg.engine.train import train
 
+        cv2.setNumThreads(0)  # forked loader workers would wait for the parent's threads for ever
         with joined(kind) as ranks:
             try:
                 if isinstance(job, TrainJob):

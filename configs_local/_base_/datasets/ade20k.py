@@ -21,26 +21,14 @@ test_pipeline = [
     dict(type="LoadAnnotations", reduce_zero_label=True),
     dict(type="PackSegInputs"),
 ]
-tta_ratios = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-tta_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(
-        type="TestTimeAug",
-        transforms=[
-            [
-                dict(
-                    type="Resize",
-                    scale=(int(image_scale[0] * ratio), int(image_scale[1] * ratio)),
-                    keep_ratio=True,
-                )
-                for ratio in tta_ratios
-            ],
-            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
-            [dict(type="LoadAnnotations", reduce_zero_label=True)],
-            [dict(type="PackSegInputs")],
-        ],
-    ),
-]
+tta_ratios = (
+    0.5,
+    0.75,
+    1.0,
+    1.25,
+    1.5,
+    1.75,
+)  # scales of test-time augmentation, each also flipped
 
 train_dataloader = dict(
     batch_size=2,  # total_batch_size over the GPUs, set when a run starts
@@ -58,10 +46,7 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
     num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="ADE20KDataset",
         data_root=data_root,
@@ -69,7 +54,3 @@ val_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
-test_dataloader = val_dataloader
-
-val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
-test_evaluator = val_evaluator

@@ -59,4 +59,3 @@ model = dict(
     train_cfg=dict(),
     test_cfg=dict(mode="slide", crop_size=(512, 512), stride=(341, 341)),
 )
-tta_model = dict(type="SegTTAModel")

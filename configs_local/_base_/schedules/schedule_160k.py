@@ -24,14 +24,5 @@ param_scheduler = [
     dict(type="PolyLR", power=1.0, eta_min=0.0, begin=0, end=max_iterations + 1, by_epoch=False),
 ]
 
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=max_iterations, val_interval=16_000)
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
-
-default_hooks = dict(
-    timer=dict(type="IterTimerHook"),
-    logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
-    param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", by_epoch=False, interval=8_000),
-    sampler_seed=dict(type="DistSamplerSeedHook"),
-)
+train_cfg = dict(max_iters=max_iterations, val_interval=16_000)
+default_hooks = dict(checkpoint=dict(interval=8_000), logger=dict(interval=50))
