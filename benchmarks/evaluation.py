@@ -55,7 +55,9 @@ def _measure(
             "ours": our_evaluation(config, ours, options.device),
         }
         agreement = _agreement(config, stock, ours, options.device)
-        result = alternate(**sides, rounds=options.rounds or (2 if options.device == "cpu" else 5))
+        on_cpu = options.device == "cpu"
+        rounds = options.rounds or (3 if on_cpu else 5)
+        result = alternate(**sides, rounds=rounds, warmup=0 if on_cpu else 1, settle=on_cpu)
         scores = {side: run() for side, run in sides.items()}
     row = {"what": name, "target": target, "agreement": agreement, **result, "images": len(sizes)}
     for side in sides:

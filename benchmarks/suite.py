@@ -1,5 +1,6 @@
 """What cases share: registration, timing in turns, memory, facts of the machine, results."""
 
+import ctypes
 import datetime
 import gc
 import importlib.metadata
@@ -59,18 +60,52 @@ def case(name: str) -> Callable[[Case], Case]:
 
 
 def alternate(
-    stock: Callable[[], Any], ours: Callable[[], Any], *, rounds: int, warmup: int = 1
+    stock: Callable[[], Any],
+    ours: Callable[[], Any],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    settle: bool = False,
 ) -> dict[str, Any]:
-    """Time two callables in turns; return their medians in seconds and the ratio."""
+    """Time two callables in turns; return their medians in seconds and the ratio.
+
+    Args:
+        stock: the work, done the stock way.
+        ours: the same work, done our way.
+        rounds: measurements of each.
+        warmup: rounds before them that do not count.
+        settle: each side manages the process's memory in its own way: glibc's for stock, kept for
+            ours. As turning from one to the other costs, each turn begins with a run that does not
+            count.
+    """
     times: dict[str, list[float]] = {"stock": [], "ours": []}
     for i in range(warmup + rounds):
         for name, work in (("stock", stock), ("ours", ours)):
+            if settle:
+                _manage_memory(keep=name == "ours")
+                work()
             seconds = timed(work)
             if i >= warmup:
                 times[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     spread = {f"{name}_all": [round(t, 4) for t in values] for name, values in times.items()}
     return medians | {"ratio": medians["stock"] / medians["ours"]} | spread
+
+
+def _manage_memory(*, keep: bool) -> None:
+    """Let glibc keep freed memory, or manage it as it does by itself after a while."""
+    from cae_seg.models.memory import keep_freed_memory
+
+    if keep:
+        keep_freed_memory.__wrapped__()
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        mmap_max, mmap_threshold, trim_threshold = -4, -3, -1  # <malloc.h>
+        libc.mallopt(mmap_max, 65536)
+        libc.mallopt(mmap_threshold, 32 << 20)
+        libc.mallopt(trim_threshold, 64 << 20)
+        libc.malloc_trim(0)
 
 
 def timed(work: Callable[[], Any]) -> float:

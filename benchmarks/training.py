@@ -70,7 +70,13 @@ def _measure(
         )
         for side, model in sides.items()
     }
-    result = alternate(**steps, rounds=options.rounds or (3 if options.device == "cpu" else 10))
+    on_cpu = options.device == "cpu"
+    result = alternate(
+        **steps,
+        rounds=options.rounds or (3 if on_cpu else 10),
+        warmup=0 if on_cpu else 2,
+        settle=on_cpu,
+    )
     operations = operations_of(steps["stock"])
     rate = matrix_rate(options.device)
     row = {"what": f"{name}, batch {images}", "target": target, "agreement": agreement, **result}

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from cae_seg.models.attention import attend
 from cae_seg.models.batch_norm import AnyDeviceSyncBN
+from cae_seg.models.convolution import Deconvolution
 from cae_seg.models.pretrained import Report, load_pretrained
 from cae_seg.models.stochastic import SampleDropPath
 
@@ -109,6 +111,8 @@ class CAEAttention(Attention):
         (others): as `timm.models.beit.Attention`.
     """
 
+    fast_path, fast = "tiled_attention", True
+
     def __init__(self, *args, scale: float | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
         self.scale = scale or self.scale
@@ -117,21 +121,19 @@ class CAEAttention(Attention):
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
         """Attend over tokens: (B, N, C) → (B, N, C)."""
-        batch, tokens, width = x.shape
+        batch, tokens, _ = x.shape
         bias = None
         if self.q_bias is not None:
             bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias).view(batch, tokens, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B, heads, N, C / heads
-        x = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=self._score_bias(q.dtype, shared_rel_pos_bias),
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-            scale=self.scale,
+        x = attend(
+            qkv,  # B, N, 3, heads, C / heads
+            self._score_bias(qkv.dtype, shared_rel_pos_bias),
+            self.scale,
+            dropout=self.attn_drop.p if self.training else 0.0,
+            tiled=self.fast,
         )
-        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(batch, tokens, width)))
+        return self.proj_drop(self.proj(x))
 
     def _score_bias(self, dtype: torch.dtype, shared: Tensor | None) -> Tensor | None:
         if self.relative_position_bias_table is None:
@@ -324,7 +326,7 @@ def _block(
 
 def _pyramid(dim: int, patch_size: int) -> tuple[nn.Module, ...]:
     """Build the four layers that bring the taps to strides 4, 8, 16 and 32."""
-    upsample = partial(nn.ConvTranspose2d, dim, dim, kernel_size=2, stride=2)
+    upsample = partial(Deconvolution, dim, dim)
     if patch_size == 16:
         fourfold = nn.Sequential(upsample(), AnyDeviceSyncBN(dim), nn.GELU(), upsample())
         return fourfold, nn.Sequential(upsample()), nn.Identity(), nn.MaxPool2d(2)

@@ -1,7 +1,7 @@
-"""3×3 convolutions (stride 1, zero padding 1, no bias) with fewer multiplications.
+"""Convolutions with fewer multiplications or fewer passes over memory.
 
-Two exact rearrangements, both with a deterministic backward and both leaving the weights as they
-are:
+For 3×3 ones (stride 1, zero padding 1, no bias) two exact rearrangements, both with a deterministic
+backward and both leaving the weights as they are:
 
 * over a bilinearly upsampled map: mixing of channels commutes with upsampling, so the nine taps mix
   channels at the map's own resolution, and upsampling with the taps' shifts is one fixed matrix per
@@ -9,25 +9,50 @@ are:
 * in the Winograd domain, F(4×4, 3×3) (Lavin & Gray, arXiv:1509.09308): 36 multiplications where
   the plain form has 144.
 
-Everything inside is channels last, so that each step is a large matrix product.
+1×1 convolutions and 2×2 transposed ones are single matrix products. Everything inside is channels
+last, so that each step is a large one.
 """
 
-import threading
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cae_seg.models.fast_paths import Switches
+from cae_seg.models.memory import scratch
 from cae_seg.models.resize import constant, resize_bilinear, tap_matrices
 
 TILE, PATCH = 4, 6
 # Output pixels per block: the three buffers of a block then stay near the caches.
 _BLOCK_TILES = 512
 _MIN_CHANNELS, _MIN_PIXELS = 128, 32 * 32
+
+
+class Deconvolution(nn.ConvTranspose2d):
+    """Transposed convolution with a 2×2 kernel and stride 2: (N, C, H, W) → (N, K, 2H, 2W)."""
+
+    fast_path, fast = "matrix_deconvolution", True
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return each pixel spread over 2×2."""
+        if not self.fast:
+            return super().forward(x)
+        n, c, h, w = x.shape
+        weight = self.weight.permute(0, 2, 3, 1).reshape(c, -1)  # C, 2 · 2 · K
+        spread = torch.matmul(x.permute(0, 2, 3, 1), weight) + self.bias.repeat(4)
+        spread = spread.view(n, h, w, 2, 2, self.out_channels).transpose(2, 3)
+        return spread.reshape(n, 2 * h, 2 * w, self.out_channels).permute(0, 3, 1, 2)
+
+
+def conv1x1(x: Tensor, weight: Tensor) -> Tensor:
+    """Return the convolution of `x` (N, C, H, W) with `weight` (K, C, 1, 1): (N, K, H, W)."""
+    return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
 
 
 def conv3x3(x: Tensor, weight: Tensor, switches: Switches) -> Tensor:
@@ -128,24 +153,6 @@ def _winograd_fits(x: Tensor, weight: Tensor, always: bool) -> bool:
     return always or pays
 
 
-class _Scratch(threading.local):
-    """Buffers kept from call to call: fresh memory costs more than what is computed in it."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[str, Tensor] = {}
-
-    def take(self, name: str, *shape: int) -> Tensor:
-        """Return an uninitialised float32 tensor that the next `take` of this name overwrites."""
-        size = int(np.prod(shape))
-        if name not in self.buffers or self.buffers[name].numel() < size:
-            with torch.inference_mode(False):
-                self.buffers[name] = torch.empty(size)
-        return self.buffers[name][:size].view(shape)
-
-
-_scratch = _Scratch()
-
-
 class _Winograd(torch.autograd.Function):
     """3×3 convolution of (N, H, W, C) with (K, C, 3, 3) in the Winograd domain: (N, H, W, K)."""
 
@@ -175,9 +182,9 @@ def _winograd(x: Tensor, weight: Tensor) -> Tensor:
     for image, rows in _blocks(n, height, width):
         data = _transformed_data(x[image], rows)
         tiles = data.shape[1]
-        product = _scratch.take("product", PATCH * PATCH, tiles, k)
+        product = scratch.take("product", PATCH * PATCH, tiles, k)
         torch.bmm(data, kernel, out=product)
-        pixels = _scratch.take("pixels", TILE * TILE, tiles * k)
+        pixels = scratch.take("pixels", TILE * TILE, tiles * k)
         torch.mm(to_output, product.view(PATCH * PATCH, -1), out=pixels)
         _untile(out[image], rows).copy_(pixels.view(TILE, TILE, -1, width // TILE, k))
     return out
@@ -186,14 +193,14 @@ def _winograd(x: Tensor, weight: Tensor) -> Tensor:
 def _winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     n, height, width, c = x.shape
     k = gradient.shape[3]
-    total = _scratch.take("kernel", PATCH * PATCH, c, k).zero_()
+    total = scratch.take("kernel", PATCH * PATCH, c, k).zero_()
     to_product = constant(winograd_matrix, "output", like=x).t()
     for image, rows in _blocks(n, height, width):
         data = _transformed_data(x[image], rows)
         tiles = data.shape[1]
-        pixels = _scratch.take("pixels", TILE * TILE, tiles * k)
+        pixels = scratch.take("pixels", TILE * TILE, tiles * k)
         pixels.view(TILE, TILE, -1, width // TILE, k).copy_(_untile(gradient[image], rows))
-        product = _scratch.take("product", PATCH * PATCH, tiles, k)
+        product = scratch.take("product", PATCH * PATCH, tiles, k)
         torch.mm(to_product, pixels, out=product.view(PATCH * PATCH, -1))
         total.baddbmm_(data.transpose(1, 2), product)
     by_tap = torch.mm(
@@ -205,9 +212,9 @@ def _winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
 def _transformed_weight(weight: Tensor) -> Tensor:
     """Return the weight (K, C, 3, 3) in the Winograd domain, (36, C, K)."""
     k, c = weight.shape[:2]
-    taps = _scratch.take("taps", 3, 3, c, k)
+    taps = scratch.take("taps", 3, 3, c, k)
     taps.copy_(weight.permute(2, 3, 1, 0))
-    kernel = _scratch.take("kernel", PATCH * PATCH, c, k)
+    kernel = scratch.take("kernel", PATCH * PATCH, c, k)
     torch.mm(
         constant(winograd_matrix, "weight", like=weight),
         taps.view(9, -1),
@@ -235,7 +242,7 @@ def _transformed_data(image: Tensor, rows: slice) -> Tensor:
     """Return tile rows of an image (H, W, C) in the Winograd domain, (36, tiles, C)."""
     height, width, c = image.shape
     first, last = rows.start * TILE - 1, rows.stop * TILE + 1
-    padded = _scratch.take("padded", last - first, width + 2, c)
+    padded = scratch.take("padded", last - first, width + 2, c)
     padded[:, 0] = padded[:, -1] = 0
     if first < 0:
         padded[0] = 0
@@ -245,9 +252,9 @@ def _transformed_data(image: Tensor, rows: slice) -> Tensor:
     padded[inside.start - first : inside.stop - first, 1:-1] = image[inside]
     patches = padded.unfold(0, PATCH, TILE).unfold(1, PATCH, TILE).permute(3, 4, 0, 1, 2)
     tiles = patches.shape[2] * patches.shape[3]
-    gathered = _scratch.take("gathered", *patches.shape)
+    gathered = scratch.take("gathered", *patches.shape)
     gathered.copy_(patches)
-    data = _scratch.take("data", PATCH * PATCH, tiles, c)
+    data = scratch.take("data", PATCH * PATCH, tiles, c)
     torch.mm(
         constant(winograd_matrix, "data", like=image),
         gathered.view(PATCH * PATCH, -1),

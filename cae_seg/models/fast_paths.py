@@ -6,13 +6,18 @@ by `fast_paths=False`. `"always"` takes a path even where it does not pay (for t
 
 from collections.abc import Mapping
 
+from torch import nn
+
 from cae_seg.errors import UserError
 
 FAST_PATHS: dict[str, str] = {
+    "tiled_attention": "attention a few heads at a time; fp32 on the CPU",
+    "matrix_deconvolution": "2×2 transposed convolutions as one matrix product",
     "fused_bottleneck": "3×3 convolutions over upsampled maps at the maps' own resolution",
     "winograd": "3×3 convolutions in the Winograd domain, F(4×4, 3×3); fp32 on the CPU",
     "fused_loss": "upsampling, soft-max and loss in tiles, without full-size logits",
     "fused_prediction": "windows to labels in tiles, without full-size logits",
+    "kept_memory": "freed memory stays with the process instead of going back; CPU with glibc",
 }
 
 Switch = bool | str
@@ -40,3 +45,11 @@ def resolve(fast_paths: Mapping[str, Switch] | Switch | None) -> Switches:
         if value not in (True, False, "always"):
             raise UserError(f"fast_paths.{name}: {value!r} is none of True, False, 'always'")
     return dict.fromkeys(FAST_PATHS, True) | dict(fast_paths)
+
+
+def switch(model: nn.Module, switches: Switches) -> None:
+    """Hand the switches on to the layers that name their fast path in `fast_path`."""
+    for module in model.modules():
+        name = getattr(module, "fast_path", None)
+        if name is not None:
+            module.fast = bool(switches[name])

@@ -14,7 +14,8 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from cae_seg.errors import UserError
-from cae_seg.models.fast_paths import Switch, Switches, resolve
+from cae_seg.models.fast_paths import Switch, Switches, resolve, switch
+from cae_seg.models.memory import keep_freed_memory
 from cae_seg.models.resize import resize_bilinear
 from cae_seg.models.upernet import CAEFCNHead, CAEUPerHead
 from cae_seg.models.windows import Axis, Coarse, View, labels_of
@@ -58,11 +59,18 @@ class CAESegmentor(EncoderDecoder):
             **kwargs,
         )
         self.fast_paths = switches
+        switch(self.backbone, switches)
 
     @property
     def active_fast_paths(self) -> list[str]:
         """Return the names of the fast paths that are on, for the run's record."""
         return [name for name, switch in self.fast_paths.items() if switch]
+
+    def extract_feat(self, inputs: Tensor) -> list[Tensor]:
+        """Return the backbone's maps of images (N, 3, H, W)."""
+        if self.fast_paths["kept_memory"] and inputs.device.type == "cpu":
+            keep_freed_memory()
+        return super().extract_feat(inputs)
 
     @torch.inference_mode()
     def predict_labels(

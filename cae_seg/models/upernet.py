@@ -13,7 +13,7 @@ from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
 from torch import Tensor, nn
 
-from cae_seg.models.convolution import conv3x3, conv3x3_of_concatenated
+from cae_seg.models.convolution import conv1x1, conv3x3, conv3x3_of_concatenated
 from cae_seg.models.fast_paths import Switch, Switches, resolve
 from cae_seg.models.loss import upsampled_cross_entropy
 from cae_seg.models.resize import adaptive_avg_pool, resize_bilinear
@@ -97,7 +97,10 @@ class CAEUPerHead(_Head, UPerHead):
 
     def _forward_feature(self, inputs: list[Tensor]) -> Tensor:
         inputs = self._transform_inputs(inputs)
-        laterals = [conv(x) for conv, x in zip(self.lateral_convs, inputs[:-1], strict=True)]
+        laterals = [
+            _finish(conv, conv1x1(x, conv.conv.weight))
+            for conv, x in zip(self.lateral_convs, inputs[:-1], strict=True)
+        ]
         laterals.append(self.psp_forward(inputs))
         for finer in range(len(laterals) - 2, -1, -1):
             size = laterals[finer].shape[2:]

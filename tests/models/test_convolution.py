@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from cae_seg.errors import UserError
-from cae_seg.models.convolution import conv3x3, conv3x3_of_concatenated
+from cae_seg.models.convolution import Deconvolution, conv3x3, conv3x3_of_concatenated
 from cae_seg.models.fast_paths import FAST_PATHS, resolve
 
 
@@ -67,6 +67,18 @@ def test_bfloat16_autocast_keeps_the_plain_form():
             [x, noise(1, 8, 4, 4)], torch.cat([weight] * 2, 1), resolve("always")
         )
     assert y.dtype == torch.bfloat16
+
+
+def test_deconvolution_agrees_with_torch():
+    layer, x = Deconvolution(6, 5), noise(2, 6, 3, 4).requires_grad_()
+    fast = layer(x)
+    layer.fast = False
+    plain = layer(x)
+    assert fast.is_contiguous(memory_format=torch.channels_last)
+    assert relative(fast, plain) < 1e-6
+    inputs = x, layer.weight, layer.bias
+    for mine, theirs in zip(gradients(fast, *inputs), gradients(plain, *inputs), strict=True):
+        assert relative(mine, theirs) < 1e-6
 
 
 def test_inference_mode_then_training():
