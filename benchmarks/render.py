@@ -42,8 +42,8 @@ def _section(result: dict[str, Any]) -> str:
     lines = [
         f"## {result['case'].replace('_', ' ').capitalize()}, {result['device']}",
         "",
-        f"{facts['date']}; {where}; {facts['threads']} threads; load before {facts['load_before']}; "
-        f"Python {facts['python']}; {versions}.",
+        f"{facts['date']}; {where}; {facts['threads']} threads; "
+        f"load before {facts['load_before']}; Python {facts['python']}; {versions}.",
         "",
     ]
     compared = [row for row in result["rows"] if "ratio" in row]
