@@ -29,12 +29,18 @@ def golden(key: str) -> torch.Tensor:
     return torch.from_numpy(GOLDEN[key])
 
 
-def optimizer_of(model: torch.nn.Module, warm_up: int, iterations: int):
+def optimizer_of(model: torch.nn.Module, warm_up: int, iterations: int, fused: bool):
     wrapper = build_optim_wrapper(
         model,
         {
             "type": "OptimWrapper",
-            "optimizer": {"type": "AdamW", "lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.05},
+            "optimizer": {
+                "type": "AdamW",
+                "lr": 1e-3,
+                "betas": (0.9, 0.999),
+                "weight_decay": 0.05,
+                "fused": fused,
+            },
             "constructor": "CAELayerDecay",
             "paramwise_cfg": {"layer_decay_rate": 0.65},
         },
@@ -49,7 +55,7 @@ def optimizer_of(model: torch.nn.Module, warm_up: int, iterations: int):
 def run(fast_paths, schedule: str):
     """Train ten steps; return the log, the first gradients and the trained model."""
     model = tiny(weights.train(), fast_paths=fast_paths).train()
-    wrapper, schedulers = optimizer_of(model, *SCHEDULES[schedule])
+    wrapper, schedulers = optimizer_of(model, *SCHEDULES[schedule], fused=bool(fast_paths))
     log, gradients = [], {}
     for x, y in zip(*weights.train_batches(), strict=True):
         losses = model.loss(x, samples(y))
