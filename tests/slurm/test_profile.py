@@ -109,11 +109,11 @@ def test_nothing_is_needed_or_left_in_the_home_folder(submitted, office):
 
 
 def test_many_jobs_are_asked_about_together_and_ever_less_often(office):
-    rows = {f"row{number}": {} for number in range(20)}
+    rows = {f"row{number}": {} for number in range(12)}
     sheet = office.sheet("many", rows)
     before = calls(office, "sacct") + calls(office, "squeue")
     began = time.time()
-    process = office.snakemake(sheet, "--until", "fine_tune", "--jobs", "8")
+    process = office.snakemake(sheet, "--until", "fine_tune", "--jobs", "6")
     most = 0
     while process.poll() is None:
         queued = office.ask("squeue", "--noheader", "--format=%j").splitlines()
@@ -121,7 +121,7 @@ def test_many_jobs_are_asked_about_together_and_ever_less_often(office):
         time.sleep(1)
     seconds = time.time() - began
     assert process.returncode == 0, office.said(sheet)[-3000:]
-    assert most <= 8, "`jobs` throttles a sweep"
+    assert most <= 6, "`jobs` throttles a sweep"
     # This test asks as well, once a second, through the counted command.
     asked = calls(office, "sacct") + calls(office, "squeue") - before - seconds
     assert asked < seconds / 2

@@ -22,6 +22,7 @@ from slurm_site import INTERVAL, ITERATIONS, Run, Site, wait_until
 pytestmark = pytest.mark.timeout(1800)
 
 MEASURES = ("mIoU", "mAcc", "aAcc", "per_class", "images")
+CALM = {"undisturbed": {}, "two_nodes": {"nodes": 2, "cpus": 1}}
 STORM = {
     "limited": {"resources": {"runtime": 3, "constraint": "first"}},
     "cancelled": {"resources": {"constraint": "first"}},
@@ -56,23 +57,21 @@ class Reference:
 
 @pytest.fixture(scope="session")
 def undisturbed(site: Site) -> Reference:
-    sheet = site.sheet("calm", {"undisturbed": {}})
-    assert finish(site.snakemake(sheet), site, sheet) == 0, site.said(sheet)[-3000:]
+    sheet = site.sheet("calm", CALM)
+    finish(site.snakemake(sheet), site, sheet)
     run = site.run(sheet, "undisturbed")
+    assert run.events("finish") == [ITERATIONS], site.said(sheet)[-3000:]
     times = [line["time"] for line in run.lines("train")]
     began = site.ask("sacct", "-X", "-n", "-P", "--format=Start,JobName").splitlines()
-    began = next(line.split("|")[0] for line in began if "fine_tune" in line)
+    began = next(line.split("|")[0] for line in began if "undisturbed.seed0.fine_tune" in line)
     startup = times[0] - datetime.fromisoformat(began).timestamp()
     return Reference(run, run.weights(), startup, (times[-1] - times[0]) / (len(times) - 1))
 
 
 def test_ranks_on_two_nodes_train_the_same_run(site, undisturbed):
-    sheet = site.sheet("wide", {"wide": {"nodes": 2}})
-    process = site.snakemake(sheet, "--until", "evaluate")
-    assert finish(process, site, sheet) == 0, site.said(sheet)[-3000:]
     steps = site.ask("sacct", "-n", "-P", "--format=JobID,NTasks,NodeList").splitlines()
     assert any(step.endswith("|2|n[1-2]") for step in steps), steps
-    assert_undisturbed(site.run(sheet, "wide"), undisturbed)
+    assert_undisturbed(site.run("calm.yaml", "two_nodes"), undisturbed)
 
 
 @dataclass
