@@ -55,3 +55,8 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/track.smk"
 include: "workflow/rules/aggregate.smk"
 include: "workflow/rules/targets.smk"
+
+
+onsuccess:
+    if (table := SHEET.results / "table.md").exists():
+        print(f"The table: {table}. Compare the runs: make ui, or cae-seg ui")

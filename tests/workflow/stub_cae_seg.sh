@@ -9,7 +9,7 @@ while (($#)); do
         --checkpoints) write "$2/cae_tiny_300e.pth" "300" && write "$2/cae_tiny_1600e.pth" "1600" ;;
         --manifest) write "$2" '{"schema": 1}' ;;
         --csv) write "$2" "backbone,miou" ;;
-        --claim) write "$2" "not distinguishable" ;;
+        --claim) write "$2" "not distinguishable" && write "${2%.md}.json" "{}" ;;
         --out)
             case $command in
                 figures) write "$2/learning_rate.svg" "<svg xmlns='http://www.w3.org/2000/svg'/>" ;;

@@ -83,6 +83,7 @@ def test_a_published_value_writes_the_table_again(finished):
 def test_a_lost_figure_draws_figures_only(finished):
     (finished.path / "results/demo/claim.md").unlink()
     assert set(finished.plan(*DEMO).jobs) == {"all", "draw_figures"}
+    assert "The table: results/demo/table.md" in finished.run(*DEMO)
 
 
 def test_a_changed_archive_is_noticed(finished):

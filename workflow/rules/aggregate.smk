@@ -31,6 +31,7 @@ rule draw_figures:
             category="Figures",
             labels={"figure": "{figure}"},
         ),
+        numbers="<results>/claim.json",
         claim=report("<results>/claim.md", caption="../report/claim.rst", category="Results"),
     log:
         "<results>/logs/draw_figures/figures.log",

@@ -18,6 +18,11 @@ def read_sheet() -> Sheet:
 
 SHEET = read_sheet()
 ROWS = {row.name: row for row in SHEET.experiments}
+AMONG_RUNS = {
+    "caption": "../report/run.rst",
+    "category": "Runs",
+    "labels": {"experiment": "{experiment}", "seed": "{seed}"},
+}
 
 
 def row(wildcards) -> Experiment:

@@ -8,18 +8,8 @@ rule fine_tune:
         data="<data>/manifest.json",
         checkpoint=inspected,
     output:
-        run=report(
-            "<results>/{experiment}/seed_{seed}/run.json",
-            caption="../report/run.rst",
-            category="Runs",
-            labels={"experiment": "{experiment}", "seed": "{seed}", "file": "facts"},
-        ),
-        config=report(
-            "<results>/{experiment}/seed_{seed}/config.py",
-            caption="../report/run.rst",
-            category="Runs",
-            labels={"experiment": "{experiment}", "seed": "{seed}", "file": "config"},
-        ),
+        run=report("<results>/{experiment}/seed_{seed}/run.json", **AMONG_RUNS),
+        config=report("<results>/{experiment}/seed_{seed}/config.py", **AMONG_RUNS),
     log:
         "<results>/logs/fine_tune/{experiment}_seed{seed}.log",
     benchmark:
