@@ -129,6 +129,13 @@ def test_a_job_that_cannot_be_put_back_has_failed(fakes):
     assert answer(fakes, "PREEMPTED") == "FAILED"
 
 
+def test_a_job_that_slurm_holds_after_a_failed_launch_is_let_go(fakes):
+    held = "16|name|launch failed requeued held"
+    fakes.put("squeue", f"echo '{held}'; echo '17|name|Dependency'; echo '9|x|{held[8:]}'")
+    assert answer(fakes, "PENDING") == "PENDING"
+    assert fakes.calls("scontrol") == "release 16\n"
+
+
 def test_an_unknown_job_is_no_success(fakes):
     assert answer(fakes, "UNKNOWN") == "FAILED"
     assert not fakes.calls("scontrol")

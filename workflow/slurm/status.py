@@ -5,7 +5,8 @@ The executor (2.8.0) takes three answers the wrong way, each for ever: `CANCELLE
 `PREEMPTED`, where the job does not come back, leave it waiting for nothing; `UNKNOWN` is a success.
 So the words are made plain here, and a job that was pre-empted, or lost with its node, is looked
 for in the queue: if SLURM has not put it back, we do. It goes on from its checkpoint, and nobody
-counts that as a failure.
+counts that as a failure. Nor does one stay in the queue for good that SLURM put back and then held,
+because a node was not yet free of it.
 """
 
 import os
@@ -32,10 +33,26 @@ def main(command: str, arguments: list[str]) -> int:
     if done.returncode and "Invalid job id" not in done.stderr:
         sys.stderr.write(done.stderr)
         return done.returncode
+    if "PENDING" in done.stdout:
+        release(jobs)
     for line in done.stdout.splitlines():
         job, separator, state = line.partition("|")
         print(f"{job}|{plain(job, state)}" if separator else line)
     return 0
+
+
+def release(jobs: list[str]) -> None:
+    """Let jobs start that SLURM holds after a failed launch: ours, and earlier ones of their names.
+
+    The latter are those of a Snakemake that is gone, which ours wait for.
+    """
+    form = "--format=%i|%j|%r"
+    found = run("squeue", "--noheader", "--states=PENDING", f"--user={os.geteuid()}", form)
+    rows = [line.split("|", 2) for line in found.stdout.splitlines()]
+    names = {name for job, name, reason in rows if job in jobs}
+    for job, name, reason in rows:
+        if name in names and "requeued held" in reason:
+            run("scontrol", "release", job)
 
 
 def plain(job: str, state: str) -> str:
