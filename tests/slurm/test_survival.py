@@ -252,8 +252,8 @@ def lose_node(tale: Tale) -> None:
     """Set a node down under its job, and give it back a little later."""
     change = ("scontrol", "update", "NodeName=n2")
     tale.site.ask(*change, "State=DOWN", "Reason=test")
-    wait_until("nodeless is off its node", lambda: not tale.site.job("nodeless"))
-    tale.site.ask(*change, "State=RESUME", check=False)  # it may be back by itself already
+    wait_until("nodeless is off its node", lambda: not tale.run("nodeless").processes())
+    tale.site.ask(*change, "State=RESUME")
 
 
 def test_no_second_writer_enters_while_a_killed_snakemakes_job_lives(wreck):
