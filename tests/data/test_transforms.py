@@ -6,19 +6,22 @@ import pytest
 import torch
 from fidelity import record
 from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from cae_seg.data.transforms import BatchPreprocessor, TrainTransform, distort, reduce_zero_label
 
+init_default_scope("mmseg")  # as the configs say
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "pipeline"
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 TEST_PIPELINE = [
-    {"type": "mmseg.LoadImageFromFile"},
-    {"type": "mmseg.Resize", "scale": (2048, 512), "keep_ratio": True},
-    {"type": "mmseg.LoadAnnotations"},
-    {"type": "mmseg.PackSegInputs"},
+    {"type": "LoadImageFromFile"},
+    {"type": "Resize", "scale": (2048, 512), "keep_ratio": True},
+    {"type": "LoadAnnotations"},
+    {"type": "PackSegInputs"},
 ]
 
 
