@@ -11,6 +11,7 @@ import numpy as np
 import psutil
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -28,6 +29,7 @@ def transforms(options: Options) -> list[dict[str, Any]]:
     """Measure processor time in one worker, which other load on the machine hardly changes."""
     if options.device != "cpu":
         return []
+    init_default_scope("mmseg")
     sides = {"stock": False, "ours": True}
     with tempfile.TemporaryDirectory() as folder:
         pairs = [_draw_pair(Path(folder), *size, seed) for seed, size in enumerate(SIZES)]

@@ -93,8 +93,8 @@ class TrainTransform:
         self._stock = None if fast else Compose(self.stock_pipeline())
 
     def stock_pipeline(self) -> list[dict]:
-        """Return mmsegmentation's chain with the same parameters, as config dicts."""
-        chain = [
+        """Return mmsegmentation's chain with the same parameters, as dicts of its default scope."""
+        return [
             {"type": "LoadImageFromFile"},
             {"type": "LoadAnnotations"},
             {
@@ -112,7 +112,6 @@ class TrainTransform:
             {"type": "PhotoMetricDistortion", **self.distortion},
             {"type": "PackSegInputs"},
         ]
-        return [step | {"type": f"mmseg.{step['type']}"} for step in chain]
 
     def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
         """Read and transform the pair that `results` names.
