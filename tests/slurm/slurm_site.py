@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ("Snakefile", "workflow", "config", "configs_local", "environment.yml", "slurm", "local")
+PARTS = ("Snakefile", "workflow", "config", "configs_local", "cae_seg", "environment.yml", "slurm")
 BACKBONE = {"backbone": "ViT-tiny", "pretraining_epochs": 300, "learning_rate": "1e-3"}
 CHECKPOINT = "data/demo/checkpoints/cae_tiny_300e.pth"
 DATA = {
@@ -66,10 +67,15 @@ class Site:
             "HOME": str(home),
             "XDG_CONFIG_HOME": str(home / ".config"),
             "XDG_CACHE_HOME": str(home / ".cache"),
-            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(path),
         }
-        for name in SHARED:
-            (path / name).symlink_to(ROOT / name)
+        # A copy: whoever edits the repository meanwhile does not change what is compared here.
+        for name in PARTS:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+            if (ROOT / name).is_symlink():
+                (path / name).symlink_to(os.readlink(ROOT / name))
+            else:
+                copy(ROOT / name, path / name)
 
     def sheet(self, name: str, rows: dict[str, dict], **defaults: object) -> str:
         """Write a sheet whose results go to a folder of its name; return its path."""
