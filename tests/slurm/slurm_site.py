@@ -71,11 +71,10 @@ class Site:
         }
         # A copy: whoever edits the repository meanwhile does not change what is compared here.
         for name in PARTS:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
-            if (ROOT / name).is_symlink():
-                (path / name).symlink_to(os.readlink(ROOT / name))
+            if (ROOT / name).is_dir() and not (ROOT / name).is_symlink():
+                shutil.copytree(ROOT / name, path / name, symlinks=True)
             else:
-                copy(ROOT / name, path / name)
+                shutil.copy2(ROOT / name, path / name, follow_symlinks=False)
 
     def sheet(self, name: str, rows: dict[str, dict], **defaults: object) -> str:
         """Write a sheet whose results go to a folder of its name; return its path."""
