@@ -127,7 +127,7 @@ def synchronize() -> None:
 
 
 def peak_bytes(work: Callable[[], Any], device: str) -> int:
-    """Return how far memory in use rises while `work` runs: what comes on top of what was there."""
+    """Return how far memory in use rises while `work` runs, freed memory given back."""
     gc.collect()
     if device == "cuda":
         import torch
@@ -137,6 +137,7 @@ def peak_bytes(work: Callable[[], Any], device: str) -> int:
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
+    _manage_memory(keep=False)
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status("VmRSS")
     work()

@@ -11,7 +11,7 @@ optim_wrapper = dict(
         lr=1e-4,
         betas=(0.9, 0.999),
         weight_decay=0.05,
-        fused=True,  # one pass over weights, gradients and moments: the same update, six times faster
+        fused=True,  # one pass over weights, gradients and moments: the same update, 6 × faster
     ),
     constructor="CAELayerDecay",
     paramwise_cfg=dict(layer_decay_rate=0.65),
