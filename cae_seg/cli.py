@@ -135,8 +135,10 @@ def _prepare_checkpoint(options: argparse.Namespace) -> None:
 
 def _prepare_demo(options: argparse.Namespace) -> None:
     from cae_seg.data.demo import make_demo
+    from cae_seg.engine.logs import quiet_imports
 
-    make_demo(options.archive, options.checkpoints, seed=options.seed)
+    with quiet_imports():
+        make_demo(options.archive, options.checkpoints, seed=options.seed)
 
 
 def _add_config_options(parser: argparse.ArgumentParser) -> None:
