@@ -78,7 +78,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={slurmdbd}
 AccountingStorageEnforce=associations,qos
 AccountingStoragePass={root}/munge.socket
-AccountingStorageTRES=gres/gpu
+AccountingStorageTRES=gres/gpu,gres/gpu:a100,gres/gpu:h100
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=32 RealMemory=200000 \
 Gres=gpu:a100:8 Feature=first
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={n2} CPUs=32 RealMemory=200000 \

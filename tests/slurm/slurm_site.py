@@ -174,6 +174,11 @@ class Run:
         found = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
         return [line for line in found if line["kind"] == kind]
 
+    @property
+    def finished(self) -> bool:
+        """Say whether training has come to its end."""
+        return bool(self.events("finish"))
+
     def reached(self, iteration: int) -> bool:
         """Say whether training has come to an iteration."""
         return any(line["iteration"] >= iteration for line in self.lines("train"))
