@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from cae_seg.models.fast_paths import Switches
 from cae_seg.models.memory import scratch
-from cae_seg.models.resize import constant, resize_bilinear, tap_matrices
+from cae_seg.models.resize import MATRICES, constant, resize_bilinear
 
 TILE, PATCH = 4, 6
 # Output pixels per block: the three buffers of a block then stay near the caches.
@@ -113,13 +113,13 @@ def _conv3x3_of_upsampled(
 
 def _tap_columns(size_in: int, size_out: int, align_corners: bool, like: Tensor) -> Tensor:
     """Return (size_out, size_in · 3): column taps side by side for each input column."""
-    taps = constant(tap_matrices, size_in, size_out, align_corners, like=like)
+    taps = constant("taps", size_in, size_out, align_corners, like=like)
     return taps.permute(1, 2, 0).reshape(size_out, size_in * 3)
 
 
 def _tap_rows(size_in: int, size_out: int, align_corners: bool, like: Tensor) -> Tensor:
     """Return (size_out, 3 · size_in): one block of input rows for each row tap."""
-    taps = constant(tap_matrices, size_in, size_out, align_corners, like=like)
+    taps = constant("taps", size_in, size_out, align_corners, like=like)
     return taps.permute(1, 0, 2).reshape(size_out, 3 * size_in)
 
 
@@ -141,6 +141,9 @@ def winograd_matrix(kind: str) -> np.ndarray:
     balance = 2.0 ** np.round(np.log2(np.abs(data).max(axis=1, keepdims=True)))
     axis = {"data": data / balance, "weight": evaluation(3) * balance, "output": evaluation(TILE).T}
     return np.kron(axis[kind], axis[kind])
+
+
+MATRICES["winograd"] = winograd_matrix
 
 
 def _winograd_fits(x: Tensor, weight: Tensor, always: bool) -> bool:
@@ -178,7 +181,7 @@ def _winograd(x: Tensor, weight: Tensor) -> Tensor:
     k = weight.shape[0]
     kernel = _transformed_weight(weight)
     out = x.new_empty(n, height, width, k)
-    to_output = constant(winograd_matrix, "output", like=x)
+    to_output = constant("winograd", "output", like=x)
     for image, rows in _blocks(n, height, width):
         data = _transformed_data(x[image], rows)
         tiles = data.shape[1]
@@ -194,7 +197,7 @@ def _winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     n, height, width, c = x.shape
     k = gradient.shape[3]
     total = scratch.take("kernel", PATCH * PATCH, c, k).zero_()
-    to_product = constant(winograd_matrix, "output", like=x).t()
+    to_product = constant("winograd", "output", like=x).t()
     for image, rows in _blocks(n, height, width):
         data = _transformed_data(x[image], rows)
         tiles = data.shape[1]
@@ -203,9 +206,7 @@ def _winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
         product = scratch.take("product", PATCH * PATCH, tiles, k)
         torch.mm(to_product, pixels, out=product.view(PATCH * PATCH, -1))
         total.baddbmm_(data.transpose(1, 2), product)
-    by_tap = torch.mm(
-        constant(winograd_matrix, "weight", like=x).t(), total.view(PATCH * PATCH, -1)
-    )
+    by_tap = torch.mm(constant("winograd", "weight", like=x).t(), total.view(PATCH * PATCH, -1))
     return by_tap.view(3, 3, c, k).permute(3, 2, 0, 1)
 
 
@@ -216,7 +217,7 @@ def _transformed_weight(weight: Tensor) -> Tensor:
     taps.copy_(weight.permute(2, 3, 1, 0))
     kernel = scratch.take("kernel", PATCH * PATCH, c, k)
     torch.mm(
-        constant(winograd_matrix, "weight", like=weight),
+        constant("winograd", "weight", like=weight),
         taps.view(9, -1),
         out=kernel.view(PATCH**2, -1),
     )
@@ -256,7 +257,7 @@ def _transformed_data(image: Tensor, rows: slice) -> Tensor:
     gathered.copy_(patches)
     data = scratch.take("data", PATCH * PATCH, tiles, c)
     torch.mm(
-        constant(winograd_matrix, "data", like=image),
+        constant("winograd", "data", like=image),
         gathered.view(PATCH * PATCH, -1),
         out=data.view(PATCH * PATCH, -1),
     )

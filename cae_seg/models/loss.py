@@ -85,9 +85,7 @@ def _sum_tiles(
     sizes = list(zip(coarse.shape[1:3], labels.shape[1:], strict=True))
     tiles = tile_shape(coarse)
     matrices = [interpolation_matrix(*size, align_corners) for size in sizes]
-    rows, cols = (
-        constant(interpolation_matrix, *size, align_corners, like=coarse) for size in sizes
-    )
+    rows, cols = (constant("interpolation", *size, align_corners, like=coarse) for size in sizes)
     for out_rows, in_rows in bands(matrices[0], tiles[0]):
         for out_cols, in_cols in bands(matrices[1], tiles[1]):
             down, across = rows[out_rows, in_rows], cols[out_cols, in_cols]

@@ -7,8 +7,9 @@ CUDA are not), and chains of such steps collapse into one matrix per axis.
 The weights are those of torch, including the single-precision arithmetic of its sampling positions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,17 +67,24 @@ def tap_matrices(size_in: int, size_out: int, align_corners: bool = False) -> np
     return taps
 
 
-_on_device: dict[tuple, Tensor] = {}
+MATRICES: dict[str, Callable[..., np.ndarray]] = {
+    "interpolation": interpolation_matrix,
+    "pooling": pooling_matrix,
+    "taps": tap_matrices,
+}
 
 
-def constant(function, *args, like: Tensor) -> Tensor:
-    """Return the matrix `function(*args)` in the dtype and on the device of `like`, made once."""
-    key = (function, args, like.dtype, like.device)
-    if key not in _on_device:
+_made: dict[tuple, Tensor] = {}
+
+
+def constant(kind: str, *args: Any, like: Tensor) -> Tensor:
+    """Return the matrix `MATRICES[kind](*args)` in the dtype and on the device of `like`."""
+    key = (kind, args, like.dtype, like.device)
+    if key not in _made:
         # Inside inference mode a tensor would be unfit for training ever after.
         with torch.inference_mode(False):
-            _on_device[key] = torch.tensor(function(*args)).to(like.device, like.dtype)
-    return _on_device[key]
+            _made[key] = torch.tensor(MATRICES[kind](*args)).to(like.device, like.dtype)
+    return _made[key]
 
 
 def apply_matrices(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
@@ -104,7 +112,7 @@ def resize_bilinear(x: Tensor, size: tuple[int, int], align_corners: bool = Fals
     if size == tuple(x.shape[2:]):
         return x
     rows, cols = (
-        constant(interpolation_matrix, side_in, side_out, align_corners, like=x)
+        constant("interpolation", side_in, side_out, align_corners, like=x)
         for side_in, side_out in zip(x.shape[2:], size, strict=True)
     )
     return apply_matrices(x, rows, cols)
@@ -112,7 +120,7 @@ def resize_bilinear(x: Tensor, size: tuple[int, int], align_corners: bool = Fals
 
 def adaptive_avg_pool(x: Tensor, size: int) -> Tensor:
     """Return `x` (N, C, h, w) averaged to (N, C, size, size), as `F.adaptive_avg_pool2d`."""
-    rows, cols = (constant(pooling_matrix, side, size, like=x) for side in x.shape[2:])
+    rows, cols = (constant("pooling", side, size, like=x) for side in x.shape[2:])
     return apply_matrices(x, rows, cols)
 
 
