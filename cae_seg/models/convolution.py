@@ -44,8 +44,8 @@ class Deconvolution(nn.ConvTranspose2d):
         if not self.fast:
             return super().forward(x)
         n, c, h, w = x.shape
-        weight = self.weight.permute(0, 2, 3, 1).reshape(c, -1)  # C, 2 · 2 · K
-        spread = torch.matmul(x.permute(0, 2, 3, 1), weight) + self.bias.repeat(4)
+        weight = self.weight.permute(2, 3, 1, 0).reshape(-1, c)  # 2 · 2 · K, C
+        spread = F.linear(x.permute(0, 2, 3, 1), weight, self.bias.repeat(4))
         spread = spread.view(n, h, w, 2, 2, self.out_channels).transpose(2, 3)
         return spread.reshape(n, 2 * h, 2 * w, self.out_channels).permute(0, 3, 1, 2)
 

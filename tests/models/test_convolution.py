@@ -61,6 +61,8 @@ def test_fused_bottleneck_agrees_with_upsample_and_concatenate(sizes, align_corn
 
 
 def test_bfloat16_autocast_keeps_the_plain_form():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Deconvolution(6, 5)(noise(1, 6, 3, 4)).dtype == torch.bfloat16
     x, weight = noise(1, 8, 8, 8), noise(8, 8, 3, 3)
     with torch.autocast("cpu", torch.bfloat16):
         y = conv3x3_of_concatenated(
