@@ -146,6 +146,14 @@ class Site:
         lines = (line.split("|") for line in said.splitlines())
         return [state.split()[0] for job, state in lines if job.startswith(f"{name}.")]
 
+    def steps(self, job: str) -> list[psutil.Process]:
+        """Return the processes of SLURM's own that look after a job's steps."""
+        return [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if " ".join(process.info["cmdline"] or []).startswith(f"slurmstepd: [{job}.")
+        ]
+
     def run(self, sheet: str, experiment: str) -> "Run":
         """Return a run of a sheet."""
         return Run(self.path / "results" / Path(sheet).stem / experiment / "seed_0")
