@@ -1,0 +1,76 @@
+"""The benchmark suite: its clockwork, and each model case once at a small size."""
+
+import time
+
+import pytest
+
+from benchmarks import render, suite
+from benchmarks.__main__ import main
+from cae_seg.files import atomic_write_json
+
+MACHINE = {
+    "processor": "Abacus",
+    "cores": 2,
+    "threads": 2,
+    "memory_gb": 1,
+    "python": "3.11",
+    "versions": {"torch": "2.11.0", "timm": None},
+    "date": "2026-01-01 00:00 UTC",
+    "load_before": 0.1,
+}
+
+
+def test_sides_take_turns_and_warm_up_does_not_count():
+    calls = []
+
+    def work(name: str, seconds: float):
+        calls.append(name)
+        # The first round is slow, as first rounds are.
+        time.sleep(seconds if len(calls) > 2 else 0.2)
+
+    found = suite.alternate(
+        lambda: work("stock", 0.04), lambda: work("ours", 0.02), rounds=3, warmup=1
+    )
+    assert calls == ["stock", "ours"] * 4
+    assert len(found["stock_all"]) == 3
+    assert 1.5 < found["ratio"] < 2.5
+    assert found["stock"] < 0.1
+
+
+def test_peak_memory_is_what_work_adds():
+    torch = pytest.importorskip("torch")
+    added = suite.peak_bytes(lambda: torch.ones(64, 2**20).sum(), "cpu")
+    assert 240 * 2**20 < added < 300 * 2**20
+
+
+def test_page_shows_ratio_target_machine_and_versions(tmp_path, monkeypatch):
+    row = {"what": "a step", "stock": 2.0, "ours": 1.0, "ratio": 2.0, "target": 1.6}
+    extra = {"agreement": "same", "ours_peak_gb": 1.5, "ours_all": [1.0]}
+    result = {"case": "training_step", "device": "cpu", "machine": MACHINE, "rows": [row | extra]}
+    atomic_write_json(tmp_path / "training_step_cpu.json", result)
+    monkeypatch.setattr(render, "RESULTS", tmp_path)
+    monkeypatch.setattr(render, "PAGE", tmp_path / "page.md")
+    render.write()
+    page = (tmp_path / "page.md").read_text()
+    assert "| a step | 2 s | 1 s | 2.00 | ≥ 1.6 | same |" in page
+    assert "Abacus" in page
+    assert "torch 2.11.0" in page
+    assert "ours peak gb 1.5" in page
+    assert "all" not in page.partition("ours peak gb")[2]
+
+
+def test_unknown_case_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["trainings_step"])
+    assert "trainings_step" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["training_step", "evaluation"])
+def test_case_runs_and_agrees(case, capsys):
+    assert main([case, "--quick", "--device", "cpu", "--rounds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "ratio" in printed
+    if case == "evaluation":
+        assert printed.count(" 0 of ") == 2
+        assert printed.count("miou_difference 0") == 2
