@@ -326,6 +326,11 @@ def _add_table(commands: Any) -> None:
     parser.add_argument("--partial", action="store_true", help="whatever is finished by now")
     parser.add_argument("--out", type=Path, help="file (default: the terminal)")
     parser.add_argument("--csv", type=Path, help="the same, unrounded")
+    _add_pages_option(parser)
+
+
+def _add_pages_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pages", type=Path, help="folder for web pages of the same")
 
 
 def _add_sheet_option(parser: argparse.ArgumentParser) -> None:
@@ -344,6 +349,11 @@ def _table(options: argparse.Namespace) -> None:
         format=options.format,
         code_fingerprint=code_fingerprint(),
     )
+    if options.pages:
+        from cae_seg.results.pages import write_page, write_run_pages
+
+        write_page("Results", text, options.pages / "table.html")
+        write_run_pages(options.sheet, options.pages / "runs")
     if options.out is None:
         print(text)
 
@@ -353,6 +363,7 @@ def _add_figures(commands: Any) -> None:
     _add_sheet_option(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder")
     parser.add_argument("--claim", type=Path, help="the published claim, checked (Markdown)")
+    _add_pages_option(parser)
 
 
 def _figures(options: argparse.Namespace) -> None:
@@ -362,6 +373,10 @@ def _figures(options: argparse.Namespace) -> None:
     write_figures(options.sheet, options.out)
     if options.claim:
         write_claim(options.sheet, options.claim)
+    if options.claim and options.pages:
+        from cae_seg.results.pages import write_page
+
+        write_page("The claim", options.claim.read_text(), options.pages / "claim.html")
 
 
 def _add_ui(commands: Any) -> None:

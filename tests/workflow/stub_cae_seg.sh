@@ -10,6 +10,8 @@ while (($#)); do
         --manifest) write "$2" '{"schema": 1}' ;;
         --csv) write "$2" "backbone,miou" ;;
         --claim) write "$2" "not distinguishable" && write "${2%.md}.json" "{}" ;;
+        --pages) write "$2/$([ $command = table ] && echo table || echo claim).html" "<p></p>"
+            [ $command = figures ] || write "$2/runs/tiny_seed0.html" "<p></p>" ;;
         --out)
             case $command in
                 figures) write "$2/learning_rate.svg" "<svg xmlns='http://www.w3.org/2000/svg'/>" ;;

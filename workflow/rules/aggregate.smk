@@ -5,18 +5,27 @@ rule write_table:
         tracked=of_runs("<results>/{experiment}/seed_{seed}/tracked.json"),
     output:
         table="<results>/table.md",
-        csv=report("<results>/table.csv", caption="../report/table.rst", category="Results"),
+        csv=report("<results>/table.csv", **AMONG_RESULTS, labels={"result": "table.csv"}),
+        page=report("<results>/pages/table.html", **AMONG_RESULTS, labels={"result": "Table"}),
+        runs=report(
+            directory("<results>/pages/runs"),
+            patterns=["{experiment}_seed{seed}.html"],
+            caption="../report/run.rst",
+            category="Runs",
+            labels={"experiment": "{experiment}", "seed": "{seed}"},
+        ),
     log:
         "<results>/logs/write_table/table.log",
     conda:
         "../../environment.yml"
     params:
         code=code_fingerprint(),
+        pages=subpath(output.page, parent=True),
     message:
         "Write {output.table}"
     shell:
         "cae-seg table --sheet {input.sheet} --out {output.table} --csv {output.csv}"
-        " 2>&1 | tee {log}"
+        " --pages {params.pages} 2>&1 | tee {log}"
 
 
 rule draw_figures:
@@ -32,16 +41,24 @@ rule draw_figures:
             labels={"figure": "{figure}"},
         ),
         numbers="<results>/claim.json",
-        claim=report("<results>/claim.md", caption="../report/claim.rst", category="Results"),
+        claim="<results>/claim.md",
+        page=report(
+            "<results>/pages/claim.html",
+            caption="../report/claim.rst",
+            category="Results",
+            labels={"result": "Claim"},
+        ),
     log:
         "<results>/logs/draw_figures/figures.log",
     conda:
         "../../environment.yml"
+    params:
+        pages=subpath(output.page, parent=True),
     message:
         "Draw {output.figures}"
     shell:
         "cae-seg figures --sheet {input.sheet} --out {output.figures} --claim {output.claim}"
-        " 2>&1 | tee {log}"
+        " --pages {params.pages} 2>&1 | tee {log}"
 
 
 rule write_report:

@@ -18,11 +18,7 @@ def read_sheet() -> Sheet:
 
 SHEET = read_sheet()
 ROWS = {row.name: row for row in SHEET.experiments}
-AMONG_RUNS = {
-    "caption": "../report/run.rst",
-    "category": "Runs",
-    "labels": {"experiment": "{experiment}", "seed": "{seed}"},
-}
+AMONG_RESULTS = {"caption": "../report/table.rst", "category": "Results"}
 
 
 def row(wildcards) -> Experiment:

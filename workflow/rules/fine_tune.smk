@@ -8,8 +8,8 @@ rule fine_tune:
         data="<data>/manifest.json",
         checkpoint=inspected,
     output:
-        run=report("<results>/{experiment}/seed_{seed}/run.json", **AMONG_RUNS),
-        config=report("<results>/{experiment}/seed_{seed}/config.py", **AMONG_RUNS),
+        run="<results>/{experiment}/seed_{seed}/run.json",
+        config="<results>/{experiment}/seed_{seed}/config.py",
     log:
         "<results>/logs/fine_tune/{experiment}_seed{seed}.log",
     benchmark:
