@@ -330,7 +330,7 @@ def _add_table(commands: Any) -> None:
 
 
 def _add_pages_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pages", type=Path, help="folder for web pages of the same")
+    parser.add_argument("--pages", type=Path, help="folder for the pages that the report shows")
 
 
 def _add_sheet_option(parser: argparse.ArgumentParser) -> None:
