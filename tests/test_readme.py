@@ -52,7 +52,7 @@ def planned(command: str) -> list[str]:
     if words[0] == "snakemake" and "--dry-run" not in words:
         return [*words, "--dry-run"]
     if words[0] == "bash":
-        return [*words[:4], "--help"]
+        return [*words, "--help"]
     return words
 
 
@@ -61,7 +61,9 @@ def test_readme_command(command: str, checkout: Path) -> None:
     answer = subprocess.run(
         planned(command), cwd=checkout, env=ENVIRONMENT, capture_output=True, text=True
     )
-    assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-2000:]
+    # The doctor tells by its status what this machine lacks, such as a SLURM that answers.
+    good = (0, 1) if "doctor" in command else (0,)
+    assert answer.returncode in good, answer.stdout[-2000:] + answer.stderr[-2000:]
 
 
 def test_readme_names_files_that_exist() -> None:
