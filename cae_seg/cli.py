@@ -275,9 +275,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _add_predict(commands: Any) -> None:
     parser = _add(commands, "predict", _predict, "paint the segmentation of images")
-    parser.add_argument("weights", type=Path)
+    parser.add_argument("weights", type=Path, help="weights.pth of a finished run")
     parser.add_argument("inputs", type=Path, help="image or folder of images")
-    parser.add_argument("--out", type=Path, default=Path("predictions"))
+    folder = Path("predictions")
+    parser.add_argument("--out", type=Path, default=folder, help=f"folder (default: {folder})")
     parser.add_argument("--config", type=Path, help="default: the one saved in the weights")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
 
@@ -285,9 +286,10 @@ def _add_predict(commands: Any) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from cae_seg.engine.predict import predict
 
-    predict(
+    maps = predict(
         options.weights, options.inputs, options.out, config=options.config, device=options.device
     )
+    print(f"{len(maps)} label map(s) and painted image(s) in {options.out}")
 
 
 def _add_summarise(commands: Any) -> None:

@@ -82,7 +82,8 @@ def _facts(row: Experiment, facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     batch, code, data = (facts.get(key) or {} for key in ("batch", "code", "data"))
     checkpoint, device = (facts.get(key) or {} for key in ("checkpoint", "device"))
     yield "Backbone", f"{row.backbone}, pretrained {row.pretraining_epochs} epochs by {row.method}"
-    for name in ("config", "learning_rate", "layer_decay", "drop_path", "iterations", "precision"):
+    yield "Learning rate", row.learning_rate
+    for name in ("config", "layer_decay", "drop_path", "iterations", "precision"):
         yield name.replace("_", " ").capitalize(), _short(facts.get(name))
     yield "Options", ", ".join(f"{key}={value}" for key, value in row.options.items()) or "none"
     yield "Batch", ", ".join(f"{key} {value}" for key, value in batch.items()).replace("_", " ")
