@@ -47,6 +47,8 @@ rule all:
         "<results>/table.csv",
         "<results>/figures",
         "<results>/claim.md",
+        "<results>/pages/table.html",
+        "<results>/pages/claim.html",
 
 
 include: "workflow/rules/prepare.smk"
