@@ -21,8 +21,9 @@ PAGE = """<!DOCTYPE html>
 <style>
 body {{ font: 14px/1.5 sans-serif; margin: 1.5em; color: #222; }}
 table {{ border-collapse: collapse; margin: 1em 0; }}
-th, td {{ border-bottom: 1px solid #ccc; padding: 0.3em 0.8em; text-align: left; }}
-th, td {{ vertical-align: top; overflow-wrap: break-word; }}
+th, td {{ border-bottom: 1px solid #ccc; padding: 0.3em 0.7em; text-align: left; }}
+th, td {{ vertical-align: top; }}
+td + td {{ overflow-wrap: anywhere; }}
 th {{ border-bottom: 2px solid #222; }}
 pre {{ background: #f4f4f4; padding: 1em; overflow-x: auto; }}
 </style>
