@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import open_browser, require_browser
 from checkouts import Checkout
 from mmengine.config import Config
 
@@ -107,8 +108,32 @@ def test_a_second_start_has_nothing_to_do(demo):
     assert not demo.plan("--profile", "demo").jobs
 
 
-def test_the_report_is_one_file(demo):
+@pytest.fixture(scope="module")
+def report(demo) -> Path:
+    """The demo's report."""
     demo.run("report.html", "--profile", "demo")
-    report = (demo.path / "report.html").read_text()
-    assert "miou_by_learning_rate" in report
-    assert "tiny_1600_lr3e-3" in report
+    return demo.path / "report.html"
+
+
+def test_the_report_holds_table_pictures_and_every_run(report):
+    text = report.read_text()
+    for name in ("table.html", "claim.html", "miou_by_learning_rate", "One row for each"):
+        assert name in text
+    for name, seed in RUNS:
+        assert f"{name}_seed{seed}.html" in text
+
+
+def test_the_report_shows_table_and_runs_in_a_browser_by_itself(report):
+    require_browser()
+    with open_browser() as browser:
+        for category, entry in (("Results", "Table"), ("Runs", "tiny_300_lr3e-3")):
+            browser.open("about:blank")
+            browser.open(report.as_uri())
+            browser.wait_for_text("Statistics", category)
+            browser.click(f"//a[normalize-space(.)='{category}']")
+            browser.wait_for_text(entry)
+            browser.click(f"//tr[contains(., '{entry}')]//a[1]")
+            shown = browser.run("return document.querySelector('iframe').src")
+            assert shown.startswith("data:text/html")
+        loaded = browser.run("return performance.getEntriesByType('resource').map(e => e.name)")
+        assert not [name for name in loaded if not name.startswith(("data:", "blob:"))]
