@@ -9,14 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cae_seg.models.fast_paths import Switch
 from cae_seg.models.memory import scratch
 
 # Score elements at a time: two heads of 1025 tokens, 8 MB.
 _BLOCK = 2 * 1025 * 1025
+_MIN_TOKENS = 256
 
 
 def attend(
-    qkv: Tensor, bias: Tensor | None, scale: float, *, dropout: float = 0.0, tiled: bool = True
+    qkv: Tensor, bias: Tensor | None, scale: float, *, dropout: float = 0.0, tiled: Switch = True
 ) -> Tensor:
     """Return the attention output, (B, N, heads · width).
 
@@ -25,10 +27,12 @@ def attend(
         bias: added to the scores, (1, heads, N, N) or None.
         scale: factor on the products of queries and keys.
         dropout: probability of a zero among the attention weights.
-        tiled: take the form for CPUs where it applies: float32 on the CPU, bias, no dropout.
+        tiled: take the form for CPUs where it applies (float32 on the CPU, bias, no dropout) and
+            pays (many tokens), or "always" where it applies.
     """
     fits = qkv.device.type == "cpu" and qkv.dtype == torch.float32 and not dropout
-    if tiled and fits and bias is not None and bias.dtype == torch.float32:
+    pays = tiled == "always" or (tiled and qkv.shape[1] >= _MIN_TOKENS)
+    if pays and fits and bias is not None and bias.dtype == torch.float32:
         return _TiledAttention.apply(qkv, bias[0], scale).flatten(2)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # B, heads, N, width
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)

@@ -52,4 +52,4 @@ def switch(model: nn.Module, switches: Switches) -> None:
     for module in model.modules():
         name = getattr(module, "fast_path", None)
         if name is not None:
-            module.fast = bool(switches[name])
+            module.fast = switches[name]
