@@ -40,7 +40,7 @@ browser:
 	@command -v chromedriver >/dev/null || tests/install_browser.sh
 
 fast-test:
-	$(PYTEST) -m "not slow and not gpu" -n 2
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2
 
 slow-test:
 	$(PYTEST) -m "slow and not gpu"

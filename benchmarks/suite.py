@@ -22,7 +22,7 @@ PACKAGES = (
     "onedl-mmcv",
     "onedl-mmsegmentation",
     "numpy",
-    "opencv-python-headless",
+    "opencv-python",
 )
 
 
