@@ -1,8 +1,11 @@
 """The public targets, planned from the repository root with nothing in the home folder."""
 
 import resource
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
+from checkouts import Plan
 
 BASE = "upernet_cae_base_12_512_slide_160k_ade20k_pt_{}"
 ALL = {"prepare_data": 1, "inspect_checkpoint": 5, "fine_tune": 5, "evaluate": 5, "summarise": 5}
@@ -91,11 +94,17 @@ def test_a_thousand_combinations_are_planned_in_half_a_minute_and_a_gigabyte(che
         "grid: {backbone: ViT-B, pretraining_epochs: 1600, checkpoint: "
         f"checkpoints/cae_base_1600ep.pth, learning_rate: [{rates}]}}\n"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    plan = checkout.plan(
-        "results/table.md", "--profile", "slurm", "--config", "sheet=config/big.yaml"
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert plan.jobs["fine_tune"] == 1000
-    assert after.ru_utime - before.ru_utime < 30  # seconds of processor, whatever else runs here
-    assert after.ru_maxrss < 1e6  # kB
+    # In a process of its own, whose children's peak is not that of other tests.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+        said, seconds, kilobytes = fresh.submit(measured_plan, checkout).result()
+    assert Plan(said).jobs["fine_tune"] == 1000
+    assert seconds < 30  # of the processor, whatever else runs here
+    assert kilobytes < 1e6
+
+
+def measured_plan(checkout):
+    """Return the plan of the big sheet, the processor's seconds and the peak memory in kB."""
+    arguments = ("results/table.md", "--profile", "slurm", "--config", "sheet=config/big.yaml")
+    said = checkout.run("--dry-run", *arguments)
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return said, usage.ru_utime, usage.ru_maxrss
