@@ -32,9 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _register() -> None:
     """Import the modules that hold cases."""
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
-    from benchmarks import evaluation, training, transforms  # noqa: F401
+    from benchmarks import evaluation, scale, start_up, training, transforms  # noqa: F401
 
 
 def _devices(asked: str) -> list[str]:
@@ -57,4 +55,6 @@ def _run(name: str, options: Options) -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
     sys.exit(main())

@@ -252,8 +252,13 @@ class BatchPreprocessor(SegDataPreProcessor):
     """mmsegmentation's preprocessor, that normalises straight into the batch.
 
     Takes the same arguments and gives the same numbers; images that differ in size (to be padded)
-    go the stock way. Labels become int64 here, on the device, instead of in the loader's workers.
+    go the stock way, and with `fast=False` all do. Labels become int64 here, on the device, instead
+    of in the loader's workers.
     """
+
+    def __init__(self, *args: Any, fast: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fast = fast
 
     def forward(self, data: dict, training: bool = False) -> dict[str, Any]:
         """Move, normalise and stack a batch; pad it where that is asked for.
@@ -276,7 +281,7 @@ class BatchPreprocessor(SegDataPreProcessor):
 
     def _takes(self, inputs: Sequence[Tensor] | Tensor, training: bool) -> bool:
         shapes = {tuple(image.shape) for image in inputs}
-        if len(shapes) != 1 or next(iter(shapes))[0] != 3 or not self._enable_normalize:
+        if not self.fast or len(shapes) != 1 or next(iter(shapes))[0] != 3 or not self._enable_normalize:
             return False
         if training:
             return self.size is not None and next(iter(shapes))[1:] == tuple(self.size)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import nn
 
 from cae_seg.engine import provenance
@@ -90,7 +91,7 @@ def _facts(
         "device": provenance.device_facts(ranks.device.type, ranks.world),
         "threads": torch.get_num_threads(),
         "batch": plan.split.as_dict(),
-        "fast_paths": _fast_paths(model),
+        "fast_paths": _fast_paths(plan.config, model),
         "checkpoint": checkpoint,
         "data": plan.inputs["data"],
         "code": before.get("code") or provenance.code(),
@@ -101,8 +102,16 @@ def _facts(
     }
 
 
-def _fast_paths(model: nn.Module) -> list[str]:
-    return list(getattr(model, "active_fast_paths", ()))
+def _fast_paths(config: Config, model: nn.Module) -> list[str]:
+    """Name the fast paths that are on, in the model and around it."""
+    dataset = config.train_dataloader.dataset
+    first = dataset.get("dataset", dataset).pipeline[0]
+    around = {
+        "train_transform": first.type == "TrainTransform" and first.get("fast", True),
+        "batch_preprocessor": getattr(model.data_preprocessor, "fast", False),
+        "fused_optimizer": config.optim_wrapper.optimizer.get("fused", False),
+    }
+    return [*getattr(model, "active_fast_paths", ()), *(name for name, on in around.items() if on)]
 
 
 def _write_weights(plan: Plan, path: Path, model: nn.Module) -> None:

@@ -38,7 +38,9 @@ with quiet_imports():
 
 NOT_RUN = ("custom_hooks", "custom_imports_hooks")
 # Keys that say where something lies or how a run behaves, not what it computes.
-NOT_DECIDING = frozenset({"data_root", "checkpoint", "fast_paths", "use_checkpoint"})
+NOT_DECIDING = frozenset(
+    {"data_root", "checkpoint", "fast_paths", "fast", "fused", "use_checkpoint"}
+)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from cae_seg.engine.budget import StopRequest
 from cae_seg.engine.jobs import DONE, STOPPED, EvaluateJob, TrainJob
 from cae_seg.engine.launch import launch_evaluate, launch_train
 from cae_seg.errors import UserError
+from cae_seg.models.fast_paths import FAST_PATHS
 from cae_seg.run_folder import read_record
 
 
@@ -72,6 +73,23 @@ def test_same_seed_gives_the_same_run_with_any_number_of_workers(make_job, undis
     assert launch_train(other) == DONE
     assert losses(other) == losses(undisturbed)
     assert same(weights(other), weights(undisturbed))
+
+
+def test_each_fast_path_has_a_key_and_the_record_names_those_that_are_on(make_job, undisturbed):
+    keys = {
+        "model.fast_paths": False,
+        "model.data_preprocessor.fast": False,
+        "train_dataloader.dataset.dataset.pipeline.0.fast": False,
+        "optim_wrapper.optimizer.fused": False,
+    }
+    stock = make_job("stock", cfg_options=keys)
+    assert launch_train(stock) == DONE
+    fast, slow = (json.loads(job.out.read_text()) for job in (undisturbed, stock))
+    assert slow["fast_paths"] == []
+    around = ["train_transform", "batch_preprocessor", "fused_optimizer"]
+    assert fast["fast_paths"] == [*FAST_PATHS, *around]
+    assert slow["identity"] == fast["identity"]
+    assert losses(stock) == pytest.approx(losses(undisturbed), rel=1e-4)
 
 
 def test_other_seed_gives_another_run(make_job, undisturbed):
