@@ -47,7 +47,7 @@ def _first_iterations(folder: Path) -> list[dict[str, Any]]:
     work = folder / "late"
     _wait(work, manifest, iterations=LATE + 1, stop_after=2)
     _pretend_late(work)
-    late = _wait(work, manifest, iterations=LATE + 1)
+    late = _wait(work, manifest, iterations=LATE + 1, first=LATE + 1)
     return [
         {"what": "process start to the end of the first iteration", "seconds": fresh},
         {"what": f"the same, resuming at iteration {LATE}", "seconds": late},
@@ -62,7 +62,9 @@ def _draw_data(folder: Path) -> Path:
     return manifest
 
 
-def _wait(work: Path, manifest: Path, *, iterations: int, stop_after: int | None = None) -> float:
+def _wait(
+    work: Path, manifest: Path, *, iterations: int, stop_after: int = 1, first: int = 1
+) -> float:
     """Start a training; return the seconds to its next line about an iteration, and end it there.
 
     Args:
@@ -70,6 +72,7 @@ def _wait(work: Path, manifest: Path, *, iterations: int, stop_after: int | None
         manifest: of the data.
         iterations: length of the run.
         stop_after: iterations to let go by, each saved, before the end.
+        first: the iteration that it must begin with.
     """
     record, begin = work / "record.jsonl", time.time()
     command = _command(f"train {CONFIG}", work_dir=work, data=manifest, device="cpu")
@@ -80,21 +83,23 @@ def _wait(work: Path, manifest: Path, *, iterations: int, stop_after: int | None
         stderr=subprocess.DEVNULL,
     )
     try:
-        while len(times := _iteration_times(record, begin)) < (stop_after or 1):
+        while len(lines := _iterations(record, begin)) < stop_after:
             if process.poll() not in (None, 0):
                 raise RuntimeError(f"the training in {work} failed")
             time.sleep(0.01)
     finally:
         process.terminate()
         process.wait()
-    return times[0] - begin
+    if lines[0]["iteration"] != first:
+        raise RuntimeError(f"the training in {work} began with {lines[0]['iteration']}")
+    return lines[0]["time"] - begin
 
 
-def _iteration_times(record: Path, since: float) -> list[float]:
+def _iterations(record: Path, since: float) -> list[dict[str, Any]]:
     if not record.exists():
         return []
     lines = [json.loads(line) for line in record.read_text().splitlines() if line.endswith("}")]
-    return [line["time"] for line in lines if line["kind"] == "train" and line["time"] > since]
+    return [line for line in lines if line["kind"] == "train" and line["time"] > since]
 
 
 def _pretend_late(work: Path) -> None:

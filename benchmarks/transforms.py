@@ -1,8 +1,10 @@
-"""Case 3: from the JPEG and PNG of a pair to what a loader's worker hands over, per core."""
+"""Case 3: from the JPEG and PNG of a pair to a batch, per core."""
 
 import itertools
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +28,44 @@ BATCH = 12
 
 @case("transforms")
 def transforms(options: Options) -> list[dict[str, Any]]:
-    """Measure processor time in one worker, which other load on the machine hardly changes."""
+    """Measure processor time, which other load on the machine hardly changes."""
     if options.device != "cpu":
         return []
     init_default_scope("mmseg")
-    sides = {"stock": False, "ours": True}
     with tempfile.TemporaryDirectory() as folder:
         pairs = [_draw_pair(Path(folder), *size, seed) for seed, size in enumerate(SIZES)]
         agreement = _agreement(pairs)
-        times: dict[str, list[float]] = {side: [] for side in sides}
-        batches = 2 if options.quick else 10
-        for _ in range(options.rounds or (1 if options.quick else 5)):
-            for side, fast in sides.items():
-                times[side].append(_processor_seconds(Pairs(pairs, fast), batches))
-    medians = {side: 1e3 * statistics.median(values) for side, values in times.items()}
-    return [
-        {
-            "what": "train transforms, one image",
-            "unit": "ms of a core",
-            "target": 2.0,
-            "agreement": agreement,
-            **medians,
-            "ratio": medians["stock"] / medians["ours"],
-            "stock_images_per_second_and_core": 1e3 / medians["stock"],
-            "ours_images_per_second_and_core": 1e3 / medians["ours"],
-        }
-    ]
+        return [
+            _compare("train transforms, one image", 2.0, _in_process, pairs, agreement, options),
+            _compare("the same, hand-over included", None, _in_worker, pairs, agreement, options),
+        ]
+
+
+def _compare(
+    what: str,
+    target: float | None,
+    measure: Callable[[Dataset, int], float],
+    pairs: list[dict[str, str]],
+    agreement: str,
+    options: Options,
+) -> dict[str, Any]:
+    batches, rounds = (2, 1) if options.quick else (10, options.rounds or 9)
+    sides = {"stock": Pairs(pairs, fast=False), "ours": Pairs(pairs, fast=True)}
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(rounds):
+        for side, dataset in sides.items():
+            times[side].append(1e3 * measure(dataset, batches))
+    medians = {side: statistics.median(values) for side, values in times.items()}
+    return {
+        "what": what,
+        "unit": "ms of a core",
+        "target": target,
+        "agreement": agreement,
+        **medians,
+        "ratio": medians["stock"] / medians["ours"],
+        "stock_images_per_second_and_core": 1e3 / medians["stock"],
+        "ours_images_per_second_and_core": 1e3 / medians["ours"],
+    }
 
 
 class Pairs(Dataset):
@@ -70,10 +84,22 @@ class Pairs(Dataset):
             return self.transform(pair | {"reduce_zero_label": True, "seg_fields": []})
 
 
-def _processor_seconds(dataset: Dataset, batches: int) -> float:
-    """Return the processor time per image of a worker over some batches, after a first one."""
-    loader = DataLoader(dataset, BATCH, num_workers=1, collate_fn=pseudo_collate)
-    iterator = iter(loader)
+def _in_process(dataset: Dataset, batches: int) -> float:
+    """Return the processor time per image from files to batches, after a first one."""
+    iterator = iter(DataLoader(dataset, BATCH, num_workers=0, collate_fn=pseudo_collate))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker
+    next(iterator)
+    begin = time.process_time()
+    for _ in itertools.repeat(None, batches):
+        next(iterator)
+    torch.set_num_threads(threads)
+    return (time.process_time() - begin) / (batches * BATCH)
+
+
+def _in_worker(dataset: Dataset, batches: int) -> float:
+    """Return the same for a worker, which hands batches over to another process."""
+    iterator = iter(DataLoader(dataset, BATCH, num_workers=1, collate_fn=pseudo_collate))
     # The worker runs ahead by two batches; what it does then is measured, too.
     next(iterator)
     worker = psutil.Process().children()[-1]

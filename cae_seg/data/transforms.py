@@ -1,12 +1,14 @@
 """The published train transforms in one piece, and the step from uint8 images to a batch.
 
 `TrainTransform` draws the same random numbers in the same order as mmsegmentation's chain of
-transforms and gives the same pixels, in about half the time: look-up tables in place of
-floating-point images, histograms in place of sorting, no 64-bit label maps. `fast=False` runs
+transforms and gives the same pixels, in about half the time: whole numbers in place of
+floating-point images, histograms in place of sorting, no pixels resized that the crop leaves out,
+no 64-bit label maps. `fast=False` runs
 mmsegmentation's own chain.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -86,7 +88,7 @@ class TrainTransform:
             "hue_delta": hue_delta,
         }
         self.fast = fast
-        self._scratch = np.empty(0, np.uint8)
+        self._scratch: dict[tuple[int, ...], np.ndarray] = {}
         # The loader forks its workers, which OpenCV's threads do not survive: they would be waited
         # for without end. A worker is to use one core anyway.
         cv2.setNumThreads(0)
@@ -125,10 +127,10 @@ class TrainTransform:
         image, label = _read(results["img_path"]), _read(results["seg_map_path"], label=True)
         table = _REDUCED if results["reduce_zero_label"] else _LEVELS
         original = image.shape[:2]
-        image, label = self._resize(image, label)
-        factor = (image.shape[1] / original[1], image.shape[0] / original[0])
-        window = self._choose_crop(label, table)
-        image, label = image[window], cv2.LUT(label[window], table)
+        size = self._draw_size(original)
+        factor = (size[0] / original[1], size[1] / original[0])
+        window, label = self._choose_crop(label, size, table)
+        image, label = self._resized_crop(image, size, window), cv2.LUT(label, table)
         flip = bool(np.random.random_sample() < self.flip_prob)
         if flip:
             image, label = cv2.flip(image, 1), cv2.flip(label, 1)
@@ -142,37 +144,64 @@ class TrainTransform:
         }
         return _pack(image, label, meta)
 
-    def _resize(self, image: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _draw_size(self, shape: tuple[int, int]) -> tuple[int, int]:
         low, high = self.ratio_range
         ratio = np.random.random_sample() * (high - low) + low
         scale = (int(self.scale[0] * ratio), int(self.scale[1] * ratio))
-        size = rescale_size(image.shape[1::-1], scale)
-        image = cv2.resize(image, size, self._canvas(*size), interpolation=cv2.INTER_LINEAR)
-        return image, cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+        return rescale_size(shape[::-1], scale)
 
-    def _canvas(self, width: int, height: int) -> np.ndarray:
-        """Return memory for an image that does not outlive the call: fresh pages cost much."""
-        size = width * height * 3
-        if self._scratch.size < size:
-            self._scratch = np.empty(size, np.uint8)
-        return self._scratch[:size].reshape(height, width, 3)
-
-    def _choose_crop(self, label: np.ndarray, table: np.ndarray) -> tuple[slice, slice]:
-        window = self._draw_crop(label.shape)
+    def _choose_crop(
+        self, label: np.ndarray, size: tuple[int, int], table: np.ndarray
+    ) -> tuple[tuple[slice, slice], np.ndarray]:
+        """Return a window of the pair resized to `size` (width, height), and the label in it."""
+        window = self._draw_crop(size)
+        crop = self._resized_crop(label, size, window)
         if self.cat_max_ratio >= 1:
-            return window
+            return window, crop
         for _ in range(CROP_TRIES):
-            histogram = cv2.calcHist([label[window]], [0], None, [256], [0, 256]).ravel()
+            histogram = cv2.calcHist([crop], [0], None, [256], [0, 256]).ravel()
             counts = histogram[(table != IGNORE) & (histogram > 0)].astype(np.float64)
             if counts.size > 1 and counts.max() / counts.sum() < self.cat_max_ratio:
                 break
-            window = self._draw_crop(label.shape)
-        return window
+            window = self._draw_crop(size)
+            crop = self._resized_crop(label, size, window)
+        return window, crop
 
-    def _draw_crop(self, shape: tuple[int, int]) -> tuple[slice, slice]:
+    def _resized_crop(
+        self, array: np.ndarray, size: tuple[int, int], window: tuple[slice, slice]
+    ) -> np.ndarray:
+        """Return a window of an image or label resized to `size` (width, height).
+
+        What lies right of the window and below it is left out. What lies before it is not: there
+        OpenCV's rounding of the coordinates would begin elsewhere.
+        """
+        shape = array.shape[1::-1]
+        factors = [new / old for new, old in zip(size, shape, strict=True)]
+        # Two pixels more, which the last ones of the window may be interpolated from.
+        width, height = (
+            min(side, int(part.stop / factor) + 3)
+            for side, part, factor in zip(shape, reversed(window), factors, strict=True)
+        )
+        canvas = self._canvas(
+            round(height * factors[1]), round(width * factors[0]), array.shape[2:]
+        )
+        part = array[:height, :width]
+        method = cv2.INTER_LINEAR if array.ndim == 3 else cv2.INTER_NEAREST
+        return cv2.resize(part, None, canvas, *factors, interpolation=method)[window]
+
+    def _canvas(self, height: int, width: int, channels: tuple[int, ...]) -> np.ndarray:
+        """Return memory for an array that does not outlive the call: fresh pages cost much."""
+        shape = (height, width, *channels)
+        size = math.prod(shape)
+        scratch = self._scratch.get(channels)
+        if scratch is None or scratch.size < size:
+            scratch = self._scratch[channels] = np.empty(size, np.uint8)
+        return scratch[:size].reshape(shape)
+
+    def _draw_crop(self, size: tuple[int, int]) -> tuple[slice, slice]:
         starts = [
             np.random.randint(0, max(side - crop, 0) + 1)
-            for side, crop in zip(shape, self.crop_size, strict=True)
+            for side, crop in zip(reversed(size), self.crop_size, strict=True)
         ]
         return tuple(
             slice(start, start + crop) for start, crop in zip(starts, self.crop_size, strict=True)
@@ -192,41 +221,50 @@ def distort(
         image: (H, W, 3) uint8 BGR; not changed.
         brightness_delta: as `TrainTransform` takes it, like the rest.
     """
-    table = _LEVELS
     if np.random.randint(2):
-        table = _linear(table, beta=np.random.uniform(-brightness_delta, brightness_delta))
+        image = _brighten(image, np.random.uniform(-brightness_delta, brightness_delta))
     contrast_first = np.random.randint(2)
-    if contrast_first:
-        table = _draw_contrast(table, contrast_range)
-    if table is not _LEVELS:
-        image = cv2.LUT(image, table)
+    if contrast_first and np.random.randint(2):
+        image = _scale(image, np.random.uniform(*contrast_range))
     if np.random.randint(2):
         factor = np.random.uniform(*saturation_range)
-        image = _through_hsv(image, 1, _linear(_LEVELS, alpha=factor))
+        image = _through_hsv(image, 1, lambda channel: _scale(channel, factor))
     if np.random.randint(2):
         shift = np.random.randint(-hue_delta, hue_delta)
-        image = _through_hsv(image, 0, ((_LEVELS.astype(int) + shift) % 180).astype(np.uint8))
-    if not contrast_first:
-        table = _draw_contrast(_LEVELS, contrast_range)
-        if table is not _LEVELS:
-            image = cv2.LUT(image, table)
+        table = ((_LEVELS.astype(int) + shift) % 180).astype(np.uint8)
+        image = _through_hsv(image, 0, lambda channel: cv2.LUT(channel, table))
+    if not contrast_first and np.random.randint(2):
+        image = _scale(image, np.random.uniform(*contrast_range))
     return image
 
 
-def _draw_contrast(table: np.ndarray, contrast_range: Sequence[float]) -> np.ndarray:
-    if np.random.randint(2):
-        return _linear(table, alpha=np.random.uniform(*contrast_range))
-    return table
+def _brighten(image: np.ndarray, shift: float) -> np.ndarray:
+    return _as_published(image, lambda x: cv2.add(x, (np.floor(shift),) * 4), beta=shift)
 
 
-def _linear(table: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
-    # In single precision and cut off, not rounded, as the published code treats whole images.
-    return np.clip(table.astype(np.float32) * alpha + beta, 0, 255).astype(np.uint8)
+def _scale(image: np.ndarray, factor: float) -> np.ndarray:
+    # OpenCV rounds where the published code cuts off.
+    cut = -0.4999
+    return _as_published(image, lambda x: cv2.convertScaleAbs(x, None, factor, cut), alpha=factor)
 
 
-def _through_hsv(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
+def _as_published(
+    image: np.ndarray, quick: Callable[[np.ndarray], np.ndarray], alpha: float = 1, beta: float = 0
+) -> np.ndarray:
+    """Return alpha · image + beta, by `quick` if that does what the published code does.
+
+    The published code computes in single precision and cuts off, so that a number close to the
+    next whole one may fall on the other side; then a table does it.
+    """
+    table = np.clip(_LEVELS.astype(np.float32) * alpha + beta, 0, 255).astype(np.uint8)
+    return quick(image) if np.array_equal(quick(_LEVELS).ravel(), table) else cv2.LUT(image, table)
+
+
+def _through_hsv(
+    image: np.ndarray, channel: int, change: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-    cv2.insertChannel(cv2.LUT(cv2.extractChannel(hsv, channel), table), hsv, channel)
+    cv2.insertChannel(change(cv2.extractChannel(hsv, channel)), hsv, channel)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)
 
 
@@ -241,8 +279,11 @@ def _read(path: str, label: bool = False) -> np.ndarray:
 
 def _pack(image: np.ndarray, label: np.ndarray, meta: dict[str, Any]) -> dict[str, Any]:
     planes = np.empty((3, *image.shape[:2]), np.uint8)
-    cv2.mixChannels([image], list(planes), [0, 0, 1, 1, 2, 2])
-    sample = SegDataSample(metainfo={key: meta[key] for key in META if key in meta})
+    cv2.split(image, list(planes))
+    sample = SegDataSample()
+    for key in META:  # as `metainfo=` does, without its deep copies
+        if key in meta:
+            sample.set_field(meta[key], key, field_type="metainfo")
     sample.gt_sem_seg = PixelData(data=torch.from_numpy(label)[None])
     return {"inputs": torch.from_numpy(planes), "data_samples": sample}
 
@@ -281,7 +322,12 @@ class BatchPreprocessor(SegDataPreProcessor):
 
     def _takes(self, inputs: Sequence[Tensor] | Tensor, training: bool) -> bool:
         shapes = {tuple(image.shape) for image in inputs}
-        if not self.fast or len(shapes) != 1 or next(iter(shapes))[0] != 3 or not self._enable_normalize:
+        if (
+            not self.fast
+            or len(shapes) != 1
+            or next(iter(shapes))[0] != 3
+            or not self._enable_normalize
+        ):
             return False
         if training:
             return self.size is not None and next(iter(shapes))[1:] == tuple(self.size)

@@ -110,7 +110,9 @@ def test_random_crop(golden):
     label = golden["seg_reduced1"]
     for seed, expected in enumerate(golden["randomcrop_seed0_19_yx"]):
         np.random.seed(seed)
-        window = transform._choose_crop(label, np.arange(256, dtype=np.uint8))
+        size = label.shape[::-1]
+        window, crop = transform._choose_crop(label, size, np.arange(256, dtype=np.uint8))
+        assert np.array_equal(crop, label[window])
         record("random crop for given draws", grey_levels([s.start for s in window], expected), 0)
 
 
