@@ -202,8 +202,8 @@ def _add_train(commands: Any) -> None:
         "--lock-wait",
         type=float,
         metavar="SECONDS",
-        default=30,
-        help="patience with another process that still writes to the work dir",
+        help="patience with another process that still writes to the work dir: without end,"
+        " 30 in a SLURM job",
     )
     _add_config_options(parser)
 
@@ -318,7 +318,11 @@ def _track(options: argparse.Namespace) -> None:
     if options.follow:
         tracking.follow(options.run_dir, sheet=options.sheet)
     else:
-        tracking.track(options.run_dir, sheet=options.sheet, out=options.out)
+        answer = tracking.track(options.run_dir, sheet=options.sheet, out=options.out)
+        for run in answer.get("runs", [answer]):
+            if run["delivered"]:
+                name = f"{run['experiment'] or options.run_dir}, seed {run['seed']}"
+                print(f"{name}: in {run['uri']}; {run['points_sent']} points were new to it")
 
 
 def _add_table(commands: Any) -> None:

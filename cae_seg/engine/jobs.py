@@ -36,7 +36,8 @@ class TrainJob:
         images_per_gpu: images that fit at once; more are accumulated.
         time_budget: minutes after which the run has stopped in good order.
         nodes: machines, found through SLURM.
-        lock_wait: seconds to wait for another writer of `work_dir` to end.
+        lock_wait: seconds to wait for another writer of `work_dir` to end; unless told, as long as
+            it takes, and half a minute in a SLURM job, which would hold its GPUs meanwhile.
     """
 
     config: Path
@@ -56,7 +57,7 @@ class TrainJob:
     images_per_gpu: int | None = None
     time_budget: float | None = None
     nodes: int = 1
-    lock_wait: float = 30.0
+    lock_wait: float | None = None
 
     @property
     def run_file(self) -> Path:

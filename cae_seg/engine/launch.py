@@ -7,6 +7,7 @@ first launcher keeps. Ranks die with their launcher, and signals reach them thro
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import signal
@@ -24,6 +25,7 @@ from cae_seg.engine.budget import StopRequest, stop_on_signals
 from cae_seg.engine.jobs import CRASHED, STOPPED, USER_ERROR, EvaluateJob, Job, TrainJob
 from cae_seg.engine.leases import lease_gpus
 from cae_seg.engine.slurm import allocated_nodes, go_back_to_queue
+from cae_seg.engine.workdir import LOCK_SECONDS, WorkDir
 from cae_seg.errors import UserError
 from cae_seg.machine import count_gpus
 
@@ -52,10 +54,18 @@ def launch_train(job: TrainJob) -> int:
     Raises:
         UserError: a mistake of the user's, found here or by a rank.
     """
+    if ENDPOINT not in os.environ:
+        WorkDir(job.work_dir).await_other_writer(_patience(job))
     code = _launch(job)
     if code == STOPPED:
         go_back_to_queue(job.work_dir / "record.jsonl")
     return code
+
+
+def _patience(job: TrainJob) -> float:
+    if job.lock_wait is not None:
+        return job.lock_wait
+    return LOCK_SECONDS if os.environ.get("SLURM_JOB_ID") else math.inf
 
 
 def launch_evaluate(job: EvaluateJob) -> int:

@@ -40,7 +40,7 @@ from cae_seg.engine.runner import (
     build_schedulers,
     build_train_loader,
 )
-from cae_seg.engine.workdir import WorkDir
+from cae_seg.engine.workdir import LOCK_SECONDS, WorkDir
 from cae_seg.errors import UserError
 from cae_seg.progress import Progress, progress
 from cae_seg.run_folder import read_record
@@ -94,7 +94,7 @@ def train(job: TrainJob, ranks: Ranks, request: StopRequest, log: LogFile) -> in
 
 
 def _enter(work: WorkDir, plan: Plan, log: LogFile) -> None:
-    work.enter(plan.identity, plan.job.lock_wait)
+    work.enter(plan.identity, LOCK_SECONDS if plan.job.lock_wait is None else plan.job.lock_wait)
     log.open(work.log)
 
 

@@ -14,6 +14,7 @@ from cae_seg.files import atomic_write_json
 logger = logging.getLogger(__name__)
 
 _LOCK = "writer.lock"
+LOCK_SECONDS = 30.0  # patience with another writer where waiting is dear
 
 
 class WorkDir:
@@ -54,17 +55,23 @@ class WorkDir:
         """Write down that the run is over."""
         atomic_write_json(self._finals, finals)
 
-    def enter(self, identity: str, wait: float) -> None:
-        """Become the only writer; move the state of another run out of the way.
+    def await_other_writer(self, wait: float) -> None:
+        """Wait until nobody writes here, as a launcher does before it takes GPUs.
 
         Raises:
             UserError: another writer is here, and still is after `wait` seconds.
         """
-        if not self._lock.acquire(wait, self._tell_wait):
-            raise UserError(
-                f"{self.path}: {self._lock.owner()} is writing here; wait for it, "
-                "stop it, or choose another --work-dir"
-            )
+        if self.path.is_dir():
+            self._acquire(wait)
+            self._lock.release()
+
+    def enter(self, identity: str, wait: float) -> None:
+        """Become the only writer; move the state of another run out of the way.
+
+        Raises:
+            UserError: as of `await_other_writer`.
+        """
+        self._acquire(wait)
         facts = self.facts()
         if facts is not None and facts.get("identity") != identity:
             self._set_aside(str(facts.get("identity")))
@@ -74,6 +81,13 @@ class WorkDir:
     def leave(self) -> None:
         """Let another writer in."""
         self._lock.release()
+
+    def _acquire(self, wait: float) -> None:
+        if not self._lock.acquire(wait, self._tell_wait):
+            raise UserError(
+                f"{self.path}: {self._lock.owner()} is writing here; wait for it, "
+                "stop it, or choose another --work-dir"
+            )
 
     def _tell_wait(self, owner: str) -> None:
         logger.warning("%s: waiting for %s", self.path, owner)

@@ -5,7 +5,8 @@ import shutil
 import time
 
 import pytest
-from slurm_site import ROOT, Site, wait_until
+from disturbed_runs import wait_until
+from slurm_site import ROOT, Site
 
 ROWS = {
     "plain": {},

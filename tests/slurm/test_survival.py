@@ -8,7 +8,6 @@ to them waits for them to have got somewhere, not for a time.
 import csv
 import os
 import signal
-import sqlite3
 import subprocess
 import threading
 import time
@@ -17,11 +16,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import pytest
-from slurm_site import INTERVAL, ITERATIONS, Run, Site, wait_until
+from disturbed_runs import INTERVAL, ITERATIONS, MEASURES, Run, tracked_runs, wait_until
+from slurm_site import Site
 
 pytestmark = pytest.mark.timeout(1800)
 
-MEASURES = ("mIoU", "mAcc", "aAcc", "per_class", "images")
 CALM = {"undisturbed": {}, "two_nodes": {"nodes": 2, "cpus": 1}}
 STORM = {
     "limited": {"resources": {"runtime": 3, "constraint": "first"}},
@@ -34,6 +33,7 @@ WRECK = {
     "doomed": {"resources": {"constraint": "first"}},
     "nodeless": {"resources": {"constraint": "second"}},
 }
+ROWS = {"storm": STORM, "wreck": WRECK}
 
 
 def finish(process: subprocess.Popen, site: Site, sheet: str, seconds: float = 1500) -> int:
@@ -194,36 +194,20 @@ def test_a_cancelled_job_is_noticed_and_submitted_again(storm):
 
 def test_the_log_of_a_run_tells_all_attempts(storm):
     for name in STORM:
-        told = (storm.run(name).path / "console.log").read_text()
+        told = storm.run(name).log()
         assert "stopped in good order" in told
         assert "going on from iteration" in told
         assert "finished; weights in" in told
 
 
-def test_the_table_is_the_one_of_undisturbed_runs(storm, undisturbed):
-    with (storm.site.path / "results/storm/table.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(STORM)
-    expected = undisturbed.run.json("metrics.json")["mIoU"]
-    assert {float(row["mIoU"]) for row in rows} == {expected}
-
-
-def test_tracking_knows_each_run_once_with_each_point_once(storm):
-    with sqlite3.connect(storm.done["store"]) as store:
-        runs = store.execute("SELECT count(*) FROM runs").fetchone()
-        doubled = store.execute(
-            "SELECT key, step, count(*) FROM metrics WHERE key NOT LIKE 'system/%'"
-            " GROUP BY run_uuid, key, step HAVING count(*) > 1"
-        ).fetchall()
-    assert runs == (len(STORM),)
-    assert doubled == []
-
-
 @pytest.fixture(scope="session")
-def wreck(site: Site) -> Tale:
+def wreck(site: Site, tmp_path_factory) -> Tale:
     """Snakemake, the controller, a node and a launcher die; retries run out; then all goes on."""
     tale = Tale(site, site.sheet("wreck", WRECK))
-    process = site.snakemake(tale.sheet)
+    store = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    tale.done["store"] = store
+    tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
+    process = site.snakemake(tale.sheet, **tracking)
     for name in WRECK:
         wait_until(f"{name} trains", lambda name=name: tale.run(name).reached(2))
     tale.done["jobs"] = {name: site.job(name) for name in WRECK}
@@ -231,7 +215,7 @@ def wreck(site: Site) -> Tale:
     process.wait()
     restart_controller(tale)
     # The same command again, while the jobs of the dead Snakemake still run.
-    second = site.snakemake(tale.sheet, "--retries", "0")
+    second = site.snakemake(tale.sheet, "--retries", "0", **tracking)
     waiting = wait_until("doomed waits in the queue", lambda: site.job("doomed", "PENDING"))
     tale.done["writers"] = len(tale.run("doomed").processes())
     lose_node(tale)
@@ -243,7 +227,7 @@ def wreck(site: Site) -> Tale:
         wait_until("doomed is dead", lambda job=job: site.job("doomed") != job)
     tale.exit_status = finish(second, site, tale.sheet)
     tale.done["last words"] = site.said(tale.sheet)
-    third = site.snakemake(tale.sheet)
+    third = site.snakemake(tale.sheet, **tracking)
     tale.done["exit status"] = finish(third, site, tale.sheet)
     return tale
 
@@ -291,3 +275,19 @@ def test_a_wrecked_run_ends_like_an_undisturbed_one(wreck, undisturbed, name):
 def test_a_killed_run_repeats_at_most_a_checkpoint_interval_a_time(wreck, name):
     attempts = wreck.run(name).json("run.json")["attempts"]
     assert wreck.run(name).repeated() <= INTERVAL * (attempts - 1)
+
+
+@pytest.mark.parametrize("disturbed", ["storm", "wreck"])
+def test_the_table_is_the_one_of_undisturbed_runs(disturbed, undisturbed, request):
+    tale = request.getfixturevalue(disturbed)
+    with (tale.site.path / f"results/{disturbed}/table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(ROWS[disturbed])
+    expected = undisturbed.run.json("metrics.json")["mIoU"]
+    assert {float(row["mIoU"]) for row in rows} == {expected}
+
+
+@pytest.mark.parametrize("disturbed", ["storm", "wreck"])
+def test_tracking_knows_each_run_once_with_each_point_once(disturbed, request):
+    tale = request.getfixturevalue(disturbed)
+    assert tracked_runs(tale.done["store"]) == (len(ROWS[disturbed]), [])

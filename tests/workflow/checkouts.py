@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("Snakefile", "environment.yml", "workflow", "config", "configs_local", "cae_seg")
@@ -40,24 +41,40 @@ class Checkout:
         self, *arguments: str, timeout: float = 300, **environment: str
     ) -> subprocess.CompletedProcess:
         """Run Snakemake here, with this copy's `cae_seg` and an empty home folder."""
-        home = self.path / "home"
-        home.mkdir(exist_ok=True)
-        folders = [self.path / "bin", Path(sys.executable).parent, os.environ["PATH"]]
         return subprocess.run(
-            [sys.executable, "-m", "snakemake", *arguments],
+            self._command(arguments),
             cwd=self.path,
             capture_output=True,
             text=True,
             timeout=timeout,
-            env={
-                **os.environ,
-                "HOME": str(home),
-                "XDG_CONFIG_HOME": str(home / ".config"),
-                "PYTHONPATH": str(self.path),
-                "PATH": os.pathsep.join(map(str, folders)),
-                **environment,
-            },
+            env=self._environment() | environment,
         )
+
+    def start(self, *arguments: str, said: IO, **environment: str) -> subprocess.Popen:
+        """Start Snakemake here as a terminal would; what it says goes to `said`."""
+        return subprocess.Popen(
+            self._command(arguments),
+            cwd=self.path,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+            env=self._environment() | environment,
+        )
+
+    def _command(self, arguments: tuple[str, ...]) -> list[str]:
+        return [sys.executable, "-m", "snakemake", *arguments]
+
+    def _environment(self) -> dict[str, str]:
+        home = self.path / "home"
+        home.mkdir(exist_ok=True)
+        folders = [self.path / "bin", Path(sys.executable).parent, os.environ["PATH"]]
+        return {
+            **os.environ,
+            "HOME": str(home),
+            "XDG_CONFIG_HOME": str(home / ".config"),
+            "PYTHONPATH": str(self.path),
+            "PATH": os.pathsep.join(map(str, folders)),
+        }
 
     def run(self, *arguments: str, timeout: float = 300, **environment: str) -> str:
         """Run Snakemake, which must succeed; return what it said."""

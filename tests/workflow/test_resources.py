@@ -63,6 +63,25 @@ def test_other_rows_keep_what_the_profile_says(cluster):
     assert "-t 2880" in asked(cluster, "vit_b_800")
 
 
+def test_a_word_on_the_command_line_counts_where_another_row_says_its_own(cluster):
+    row = "learning_rate: 3e-4, published"
+    cluster.edit("config/published.yaml", row, f"resources: {{slurm_partition: big}}, {row}")
+    said = asked(cluster, "vit_b_800", "--set-resources", "fine_tune:slurm_partition=gpu")
+    assert "-p gpu" in said
+
+
 def test_the_command_line_comes_before_the_rule(cluster):
     said = asked(cluster, "vit_b_300", "--set-resources", "fine_tune:constraint=nvlink")
     assert "-C nvlink" in said
+
+
+def test_gpus_of_several_nodes_are_of_the_kind_that_the_profile_says(cluster):
+    cluster.edit(
+        "config/published.yaml",
+        "learning_rate: 3e-4, published",
+        "nodes: 2, learning_rate: 3e-4, published",
+    )
+    said = asked(cluster, "vit_b_300", "--set-resources", "fine_tune:gpu_model=a100")
+    assert "--gres=gpu:a100:4" in said
+    assert "--nodes=2" in said
+    assert "--gpus" not in said

@@ -18,6 +18,7 @@ def read_sheet() -> Sheet:
 
 SHEET = read_sheet()
 ROWS = {row.name: row for row in SHEET.experiments}
+PROFILE_GPU_MODEL = {}  # of rules, where the profile or the command line says one
 AMONG_RESULTS = {"caption": "../report/table.rst", "category": "Results"}
 
 
@@ -120,13 +121,16 @@ def gpus(wildcards) -> int:
 
 # The SLURM executor's own job step asks for all of `gpu` on one node, so that a job of several
 # nodes does not start; `gres` counts by node.
-def gres(wildcards) -> str | None:
+def gres(wildcards, input, attempt, threads, rulename, async_run) -> str | None:
     """Return the GPUs of each node of a training on several, as SLURM writes them."""
     found = row(wildcards)
     if found.nodes == 1 or not found.gpus:
         return None
-    kind = [found.resources.gpu_model] if found.resources.gpu_model else []
-    return ":".join(["gpu", *kind, str(found.gpus // found.nodes)])
+    kind, said = found.resources.gpu_model, PROFILE_GPU_MODEL.get(rulename)
+    if kind is None and said is not None:
+        known = dict(input=input, attempt=attempt, threads=threads, rulename=rulename)
+        kind = said.evaluate(wildcards, **known, async_run=async_run).value
+    return ":".join(["gpu", *([kind] if kind else []), str(found.gpus // found.nodes)])
 
 
 def cpus(wildcards) -> int:
@@ -177,6 +181,9 @@ def obey_row(rule: str) -> None:
     """Let `resources` of a row come before those of the rule, the profile and the command line."""
     resources = workflow.get_rule(rule).resources
     keys = {key for found in SHEET.experiments for key in found.resources.model_fields_set}
+    if "gpu_model" in resources:
+        PROFILE_GPU_MODEL[rule] = resources["gpu_model"]
+        keys.add("gpu_model")
     for key in keys:
         resources[key] = row_resource(key, resources.get(key))
 
@@ -184,15 +191,14 @@ def obey_row(rule: str) -> None:
 def row_resource(key: str, otherwise):
     """Return a function that takes a resource from the row of a job, if the row says it."""
 
-    def value(wildcards, input, attempt, threads, rulename):
+    def value(wildcards, input, attempt, threads, rulename, async_run):
         found = row(wildcards)
         if key == "gpu_model" and found.nodes > 1 and rulename == "fine_tune":
             return None  # `gres` names it
         chosen = getattr(found.resources, key)
         if chosen is not None:
             return chosen
-        return otherwise.evaluate(
-            wildcards, input=input, attempt=attempt, threads=threads, rulename=rulename
-        ).value
+        known = dict(input=input, attempt=attempt, threads=threads, rulename=rulename)
+        return otherwise.evaluate(wildcards, **known, async_run=async_run).value
 
     return value
