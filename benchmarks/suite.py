@@ -65,7 +65,7 @@ def alternate(
     *,
     rounds: int,
     warmup: int = 1,
-    settle: bool = False,
+    settle: dict[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
     """Time two callables in turns; return their medians in seconds and the ratio.
 
@@ -75,15 +75,14 @@ def alternate(
         rounds: measurements of each.
         warmup: rounds before them that do not count.
         settle: each side manages the process's memory in its own way: glibc's for stock, kept for
-            ours. As turning from one to the other costs, each turn begins with a run that does not
-            count.
+            ours. As turning from one to the other costs, each turn begins with this, uncounted.
     """
     times: dict[str, list[float]] = {"stock": [], "ours": []}
     for i in range(warmup + rounds):
         for name, work in (("stock", stock), ("ours", ours)):
             if settle:
                 _manage_memory(keep=name == "ours")
-                work()
+                settle[name]()
             seconds = timed(work)
             if i >= warmup:
                 times[name].append(seconds)

@@ -77,7 +77,7 @@ def _measure(
         **steps,
         rounds=options.rounds or (3 if on_cpu else 10),
         warmup=0 if on_cpu else 2,
-        settle=on_cpu,
+        settle=steps if on_cpu else None,
     )
     operations = operations_of(steps["stock"])
     rate = matrix_rate(options.device)

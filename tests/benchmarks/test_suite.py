@@ -1,5 +1,6 @@
 """The benchmark suite: its clockwork, and each model case once at a small size."""
 
+import re
 import time
 
 import pytest
@@ -71,6 +72,9 @@ def test_case_runs_and_agrees(case, capsys):
     assert main([case, "--quick", "--device", "cpu", "--rounds", "1"]) == 0
     printed = capsys.readouterr().out
     assert "ratio" in printed
+    if case == "training_step":
+        loss, median, most = re.findall(r"\de-\d\d", printed.partition("; ours ")[2])[:3]
+        assert max(float(loss), float(median), float(most)) < 1e-4
     if case == "evaluation":
         assert printed.count(" 0 of ") == 2
         assert printed.count("miou_difference 0") == 2
