@@ -238,26 +238,25 @@ def distort(
     return image
 
 
+# The published code computes in single precision and cuts fractions off. Whole numbers, or rounding
+# half a step lower, give the same, unless a fraction is so near to one that its rounding decides.
+_NEAR_ONE = 0.9998
+
+
 def _brighten(image: np.ndarray, shift: float) -> np.ndarray:
-    return _as_published(image, lambda x: cv2.add(x, (np.floor(shift),) * 4), beta=shift)
+    if shift % 1 < _NEAR_ONE:
+        return cv2.add(image, (np.floor(shift),) * 4)
+    return cv2.LUT(image, _table(shift=shift))
 
 
 def _scale(image: np.ndarray, factor: float) -> np.ndarray:
-    # OpenCV rounds where the published code cuts off.
-    cut = -0.4999
-    return _as_published(image, lambda x: cv2.convertScaleAbs(x, None, factor, cut), alpha=factor)
+    if (_LEVELS * factor % 1 < _NEAR_ONE).all():
+        return cv2.convertScaleAbs(image, None, factor, -0.4999)
+    return cv2.LUT(image, _table(factor=factor))
 
 
-def _as_published(
-    image: np.ndarray, quick: Callable[[np.ndarray], np.ndarray], alpha: float = 1, beta: float = 0
-) -> np.ndarray:
-    """Return alpha · image + beta, by `quick` if that does what the published code does.
-
-    The published code computes in single precision and cuts off, so that a number close to the
-    next whole one may fall on the other side; then a table does it.
-    """
-    table = np.clip(_LEVELS.astype(np.float32) * alpha + beta, 0, 255).astype(np.uint8)
-    return quick(image) if np.array_equal(quick(_LEVELS).ravel(), table) else cv2.LUT(image, table)
+def _table(factor: float = 1, shift: float = 0) -> np.ndarray:
+    return np.clip(_LEVELS.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
 
 
 def _through_hsv(
