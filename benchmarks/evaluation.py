@@ -73,7 +73,8 @@ def _measure(
     for side in sides:
         row[f"{side}_images_per_second"] = len(sizes) / result[side]
     # mmsegmentation's metric rounds to two decimals.
-    row["miou_difference"] = abs(float(scores["stock"]) - round(scores["ours"], 2))
+    difference = float(scores["stock"]) - round(float(scores["ours"]), 2)
+    row["miou_difference"] = abs(round(difference, 4))
     return row
 
 
