@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.models import BASE, TINY, build_ours, build_stock, load_config
 from benchmarks.suite import Options, alternate, case, timed
-from cae_seg.engine.evaluate import Evaluation
+from cae_seg.engine.evaluation import Evaluation
 from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.runner import point_to
 

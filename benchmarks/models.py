@@ -14,8 +14,8 @@ from mmseg.registry import MODELS
 from torch import nn
 
 import cae_seg.registration  # noqa: F401
-from cae_seg.models.cae import CAEAttention
-from cae_seg.models.stochastic import SampleDropout2d, SampleDropPath
+from cae_seg.models.backbones.cae import CAEAttention
+from cae_seg.models.layers.stochastic import SampleDropout2d, SampleDropPath
 
 CONFIGS = Path(__file__).parents[1] / "configs_local" / "cae" / "upernet"
 BASE = "upernet_cae_base_12_512_slide_160k_ade20k_pt_1e-4"

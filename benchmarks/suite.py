@@ -93,7 +93,7 @@ def alternate(
 
 def _manage_memory(*, keep: bool) -> None:
     """Let glibc keep freed memory, or manage it as it does by itself after a while."""
-    from cae_seg.models.memory import keep_freed_memory
+    from cae_seg.models.ops.cpu.memory import keep_freed_memory
 
     if keep:
         keep_freed_memory.__wrapped__()

@@ -25,7 +25,7 @@ from benchmarks.models import (
     without_dropout,
 )
 from benchmarks.suite import Options, alternate, case, matrix_rate, peak_bytes
-from cae_seg.models.stochastic import set_randomness
+from cae_seg.models.layers.stochastic import set_randomness
 
 # name, config, images, target, gigabytes that it needs
 SIZES = {

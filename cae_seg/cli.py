@@ -100,7 +100,7 @@ def _add_prepare(commands: Any) -> None:
 
 
 def _prepare_data(options: argparse.Namespace) -> None:
-    from cae_seg.data.prepare import prepare
+    from cae_seg.data.prepare.prepare import prepare
 
     manifest = prepare(
         options.source,
@@ -121,7 +121,7 @@ def _counts(items: Sequence[str]) -> dict[str, int] | None:
 
 
 def _prepare_checkpoint(options: argparse.Namespace) -> None:
-    from cae_seg.engine.inspect import inspect_checkpoint
+    from cae_seg.engine.checkpoint_report import inspect_checkpoint
 
     report = inspect_checkpoint(
         options.source,
@@ -135,7 +135,7 @@ def _prepare_checkpoint(options: argparse.Namespace) -> None:
 
 def _prepare_demo(options: argparse.Namespace) -> None:
     from cae_seg.data.demo import make_demo
-    from cae_seg.engine.logs import quiet_imports
+    from cae_seg.run.logs import quiet_imports
 
     with quiet_imports():
         make_demo(options.archive, options.checkpoints, seed=options.seed)
@@ -209,8 +209,8 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from cae_seg.engine.jobs import TrainJob
-    from cae_seg.engine.launch import launch_train
+    from cae_seg.engine.job import TrainJob
+    from cae_seg.launch.launcher import launch_train
 
     job = TrainJob(
         config=options.config,
@@ -253,8 +253,8 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from cae_seg.engine.jobs import EvaluateJob
-    from cae_seg.engine.launch import launch_evaluate
+    from cae_seg.engine.job import EvaluateJob
+    from cae_seg.launch.launcher import launch_evaluate
 
     job = EvaluateJob(
         config=options.config,
@@ -299,7 +299,7 @@ def _add_summarise(commands: Any) -> None:
 
 
 def _summarise(options: argparse.Namespace) -> None:
-    from cae_seg.results.summarise import summarise
+    from cae_seg.results.aggregate_seeds import summarise
 
     summarise(options.metrics, options.out)
 
@@ -344,8 +344,8 @@ def _add_sheet_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from cae_seg.engine.provenance import code_fingerprint
     from cae_seg.results.table import write_table
+    from cae_seg.run.provenance import code_fingerprint
 
     text = write_table(
         options.sheet,
@@ -356,7 +356,7 @@ def _table(options: argparse.Namespace) -> None:
         code_fingerprint=code_fingerprint(),
     )
     if options.pages:
-        from cae_seg.results.pages import write_page, write_run_pages
+        from cae_seg.results.report_pages import write_page, write_run_pages
 
         write_page("Results", text, options.pages / "table.html")
         write_run_pages(options.sheet, options.pages / "runs")
@@ -373,14 +373,14 @@ def _add_figures(commands: Any) -> None:
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from cae_seg.results.claim import write_claim
     from cae_seg.results.figures import write_figures
+    from cae_seg.results.lr_trend import write_claim
 
     write_figures(options.sheet, options.out)
     if options.claim:
         write_claim(options.sheet, options.claim)
     if options.claim and options.pages:
-        from cae_seg.results.pages import write_page
+        from cae_seg.results.report_pages import write_page
 
         write_page("The claim", options.claim.read_text(), options.pages / "claim.html")
 
@@ -403,7 +403,7 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from cae_seg.engine.doctor import report
+    from cae_seg.doctor import report
 
     text, healthy = report()
     print(text)

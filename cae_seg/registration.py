@@ -6,8 +6,8 @@ alone stays cheap, because the command line must answer `--help` without loading
 
 import cae_seg.data.sampling
 import cae_seg.data.transforms
-import cae_seg.models.batch_norm
-import cae_seg.models.cae
+import cae_seg.models.backbones.cae
+import cae_seg.models.heads.upernet
 import cae_seg.models.layer_decay
-import cae_seg.models.segmentor
-import cae_seg.models.upernet  # noqa: F401
+import cae_seg.models.layers.batch_norm
+import cae_seg.models.segmentor  # noqa: F401

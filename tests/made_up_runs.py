@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cae_seg.experiments import Data, Experiment, Sheet
+from cae_seg.sheet.sheet import Data, Experiment, Sheet
 
 CONFIG = "made_up"
 CLASSES = [f"class {number}" for number in range(150)]

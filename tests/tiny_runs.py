@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cae_seg.engine.jobs import TrainJob
+from cae_seg.engine.job import TrainJob
 
 CONFIGS = Path(__file__).parents[1] / "configs_local" / "cae" / "upernet"
 TINY = f"""

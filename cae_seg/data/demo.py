@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from cae_seg.data.manifest import FOLDER
+from cae_seg.data.prepare.manifest import FOLDER
 from cae_seg.files import atomic_writer
 from cae_seg.progress import progress
 

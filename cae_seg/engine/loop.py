@@ -16,13 +16,13 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from cae_seg.engine.budget import Budget, StopRequest
-from cae_seg.engine.checkpointing import Checkpoints
 from cae_seg.engine.ranks import Ranks
-from cae_seg.engine.record import RecordWriter
 from cae_seg.engine.runner import BatchSplit
-from cae_seg.models.stochastic import set_randomness
+from cae_seg.models.layers.stochastic import set_randomness
 from cae_seg.progress import Progress
+from cae_seg.run.checkpoints import Checkpoints
+from cae_seg.run.deadline import Budget, StopRequest
+from cae_seg.run.metrics_log import RecordWriter
 
 logger = logging.getLogger(__name__)
 

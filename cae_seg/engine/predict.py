@@ -13,16 +13,16 @@ from mmengine.dataset import Compose
 from PIL import Image, UnidentifiedImageError
 from torch import nn
 
-from cae_seg.data.painting import paint_panel
-from cae_seg.engine.evaluate import normalise
-from cae_seg.engine.launch import place
-from cae_seg.engine.logs import Voice, separate_logs
+from cae_seg.data.visualize import paint_panel
+from cae_seg.engine.evaluation import normalise
 from cae_seg.engine.runner import build_model, load_config, load_weights
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_writer
+from cae_seg.launch.launcher import place
 from cae_seg.machine import count_gpus
-from cae_seg.models.pretrained import load_checkpoint_file
+from cae_seg.models.pretrained.convert import load_checkpoint_file
 from cae_seg.progress import progress
+from cae_seg.run.logs import Voice, separate_logs
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 

@@ -25,13 +25,13 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cae_seg.engine.inputs import check_checkpoint, check_config, parse_learning_rate
-from cae_seg.engine.inspect import known_sha256
-from cae_seg.engine.jobs import EvaluateJob, Job
-from cae_seg.engine.logs import quiet_imports
+from cae_seg.engine.checkpoint_report import known_sha256
+from cae_seg.engine.job import EvaluateJob, Job
 from cae_seg.engine.ranks import Ranks
+from cae_seg.engine.validate import check_checkpoint, check_config, parse_learning_rate
 from cae_seg.errors import UserError
-from cae_seg.models.pretrained import load_checkpoint_file
+from cae_seg.models.pretrained.convert import load_checkpoint_file
+from cae_seg.run.logs import quiet_imports
 
 with quiet_imports():
     import cae_seg.registration  # noqa: F401  (registers our parts, and mmsegmentation's)
@@ -157,7 +157,7 @@ def apply_job(config: Config, job: Job) -> Config:
     """Return the config with what the job says: rate, checkpoint, data, seed."""
     config = copy.deepcopy(config)
     if job.data is not None:
-        from cae_seg.data.manifest import load_manifest
+        from cae_seg.data.prepare.manifest import load_manifest
 
         point_to(config, load_manifest(job.data).root)
     if isinstance(job, EvaluateJob):

@@ -16,23 +16,11 @@ from mmengine.config import Config
 from mmengine.model import MMDistributedDataParallel
 from torch import nn
 
-from cae_seg.engine import provenance
-from cae_seg.engine.budget import (
-    Budget,
-    Stopped,
-    StopRequest,
-    deadline_of,
-    guess_save_seconds,
-)
-from cae_seg.engine.checkpointing import Checkpoints, load_state
-from cae_seg.engine.evaluate import Evaluation, Wishes
-from cae_seg.engine.finals import finish, publish, write_facts
-from cae_seg.engine.jobs import DONE, STOPPED, TrainJob
-from cae_seg.engine.logs import LogFile, Voice
+from cae_seg.engine.evaluation import Evaluation, Wishes
+from cae_seg.engine.job import DONE, STOPPED, TrainJob
 from cae_seg.engine.loop import Loop, Pace, Parts, Watch, restore
-from cae_seg.engine.plan import Plan, make_plan
 from cae_seg.engine.ranks import Ranks
-from cae_seg.engine.record import RecordWriter
+from cae_seg.engine.resolve import Plan, make_plan
 from cae_seg.engine.runner import (
     BatchSplit,
     build_model,
@@ -40,10 +28,22 @@ from cae_seg.engine.runner import (
     build_schedulers,
     build_train_loader,
 )
-from cae_seg.engine.workdir import LOCK_SECONDS, WorkDir
 from cae_seg.errors import UserError
 from cae_seg.progress import Progress, progress
-from cae_seg.run_folder import read_record
+from cae_seg.run import provenance
+from cae_seg.run.checkpoints import Checkpoints, load_state
+from cae_seg.run.deadline import (
+    Budget,
+    Stopped,
+    StopRequest,
+    deadline_of,
+    guess_save_seconds,
+)
+from cae_seg.run.logs import LogFile, Voice
+from cae_seg.run.metrics_log import RecordWriter
+from cae_seg.run.paths import read_record
+from cae_seg.run.summary import finish, publish, write_facts
+from cae_seg.run.work_dir import LOCK_SECONDS, WorkDir
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from cae_seg.errors import UserError
-from cae_seg.models.fast_paths import Switch, Switches, resolve, switch
-from cae_seg.models.memory import keep_freed_memory
-from cae_seg.models.resize import resize_bilinear
-from cae_seg.models.upernet import CAEFCNHead, CAEUPerHead
-from cae_seg.models.windows import Axis, Coarse, View, labels_of
+from cae_seg.models.accelerate import Switch, Switches, resolve, switch
+from cae_seg.models.heads.upernet import CAEFCNHead, CAEUPerHead
+from cae_seg.models.ops.cpu.memory import keep_freed_memory
+from cae_seg.models.ops.resize import resize_bilinear
+from cae_seg.models.ops.windows import Axis, Coarse, View, labels_of
 
 _WINDOWS_PER_BATCH = {"cpu": 2, "cuda": 16}
 _OUR_HEADS = (CAEUPerHead.__name__, CAEFCNHead.__name__)
@@ -33,7 +33,7 @@ class CAESegmentor(EncoderDecoder):
         decode_head: config of the head that predicts.
         auxiliary_head: config of the head that only adds a loss in training.
         pretrained: path of a checkpoint for the backbone; becomes its `init_cfg`.
-        fast_paths: see `cae_seg.models.fast_paths`; handed on to the heads.
+        fast_paths: see `cae_seg.models.accelerate`; handed on to the heads.
         test_cfg: `mode` ("slide" or "whole"), `crop_size`, `stride`; `windows_per_batch` (images
             of crop size in one forward pass); `seg_logits=True` to return full-size logits too.
         kwargs: as `EncoderDecoder`.

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from cae_seg.experiments import Experiment, Sheet, load_sheet
-from cae_seg.run_folder import Record, RunFolder
+from cae_seg.sheet.sheet import Experiment, Sheet, load_sheet
+from cae_seg.run.paths import Record, RunFolder
 
 COMBINATION = ("backbone", "method", "pretraining_epochs")
 SILENT_SECONDS = 900.0

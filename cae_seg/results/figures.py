@@ -16,10 +16,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cae_seg.experiments import Sheet
+from cae_seg.sheet.sheet import Sheet
 from cae_seg.files import atomic_writer, read_json
 from cae_seg.results.collect import collect_runs, combine, open_sheet
-from cae_seg.run_folder import RunFolder
+from cae_seg.run.paths import RunFolder
 
 MARKERS = "osD^vP<>"
 DASHES = ("-", "--", ":", "-.")

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from cae_seg.errors import UserError
-from cae_seg.experiments import Sheet
+from cae_seg.sheet.sheet import Sheet
 from cae_seg.files import atomic_write_text
 from cae_seg.results.collect import collect_runs, combine, open_sheet
 

@@ -5,9 +5,9 @@ and brings to MLflow whatever is missing there: `following` while a run trains (
 `track` once it is over, and again whenever a delivery failed.
 """
 
-from cae_seg.tracking.deliver import track
 from cae_seg.tracking.live import follow, following
 from cae_seg.tracking.store import ensure_store, tracking_uri, ui_address, ui_command
+from cae_seg.tracking.sync import track
 
 __all__ = [
     "ensure_store",

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cae_seg.run_folder import RunFolder
+from cae_seg.run.paths import RunFolder
 
 PANELS = "panels"
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cae_seg.run_folder import Record
+from cae_seg.run.paths import Record
 
 # Names with a slash are drawn in groups by the UI; mIoU stays plain, it is the column to sort by.
 TRAIN_NAMES = {
@@ -126,7 +126,7 @@ def labels_of(facts: dict[str, Any], sheet: Path | None) -> dict[str, Any]:
     """Return what the sheet says of a run; nothing if the run is not in it."""
     if sheet is None or facts.get("experiment") is None:
         return {}
-    from cae_seg.experiments import load_sheet
+    from cae_seg.sheet.sheet import load_sheet
 
     for row in load_sheet(sheet).experiments:
         if row.name == facts["experiment"]:

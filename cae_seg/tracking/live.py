@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cae_seg.errors import UserError
-from cae_seg.run_folder import open_run
-from cae_seg.tracking.deliver import Delivery, insist
+from cae_seg.run.paths import open_run
 from cae_seg.tracking.describe import labels_of
 from cae_seg.tracking.store import StoreUnavailable, is_server, public_uri, tracking_uri
+from cae_seg.tracking.sync import Delivery, insist
 
 LONGEST_PAUSE = 300.0
 LAST_WORD_SECONDS = 20.0

@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from cae_seg.data.demo import CONFIG, IMAGES, make_demo
 from cae_seg.data.metric import confusion, scores
-from cae_seg.data.prepare import prepare
+from cae_seg.data.prepare.prepare import prepare
 from cae_seg.data.transforms import reduce_zero_label
 
 
@@ -100,7 +100,7 @@ def test_checkpoints_fill_the_demos_backbone(demo):
     from mmseg.registry import MODELS
 
     import cae_seg.registration  # noqa: F401
-    from cae_seg.models.pretrained import load_pretrained
+    from cae_seg.models.pretrained.convert import load_pretrained
 
     model = MODELS.build(dict(Config.fromfile(CONFIG).model.backbone))
     for path in sorted((demo / "checkpoints").iterdir()):

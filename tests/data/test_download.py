@@ -5,9 +5,9 @@ import threading
 import pytest
 from ade_tree import make_tree, zip_tree
 
-import cae_seg.data.download as module
-from cae_seg.data.download import download
-from cae_seg.data.prepare import prepare
+import cae_seg.data.prepare.download as module
+from cae_seg.data.prepare.download import download
+from cae_seg.data.prepare.prepare import prepare
 from cae_seg.errors import UserError
 
 CONTENT = bytes(range(256)) * 2000

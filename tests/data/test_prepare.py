@@ -9,11 +9,11 @@ import pytest
 from ade_tree import FOLDER, STEMS, make_tree, save_label, zip_tree
 from PIL import Image
 
-import cae_seg.data.extract
-import cae_seg.data.prepare
-import cae_seg.data.verify
-from cae_seg.data.manifest import Manifest, load_manifest, save_manifest
-from cae_seg.data.prepare import prepare
+import cae_seg.data.prepare.extract
+import cae_seg.data.prepare.prepare
+import cae_seg.data.prepare.verify
+from cae_seg.data.prepare.manifest import Manifest, load_manifest, save_manifest
+from cae_seg.data.prepare.prepare import prepare
 from cae_seg.errors import UserError
 
 EXPECTED = {"training": 3, "validation": 2}
@@ -99,8 +99,8 @@ def test_what_is_ready_is_only_looked_at(archive, place, monkeypatch, snakemake_
     if snakemake_deletes:
         place[1].unlink()
     before = state(place[0])
-    monkeypatch.setattr(cae_seg.data.prepare, "verify", None)
-    monkeypatch.setattr(cae_seg.data.prepare, "extract", None)
+    monkeypatch.setattr(cae_seg.data.prepare.prepare, "verify", None)
+    monkeypatch.setattr(cae_seg.data.prepare.prepare, "extract", None)
     assert prepare(str(archive), *place) == first
     after = state(place[0])
     assert place[1].exists()
@@ -142,11 +142,11 @@ def interrupt(monkeypatch, module, name, call):
 
 
 MOMENTS = [
-    *[(cae_seg.data.extract, "_write", call) for call in (1, 5, 12)],
-    *[(cae_seg.data.verify, "check_pair", call) for call in (1, 4)],
+    *[(cae_seg.data.prepare.extract, "_write", call) for call in (1, 5, 12)],
+    *[(cae_seg.data.prepare.verify, "check_pair", call) for call in (1, 4)],
     *[(os, "replace", call) for call in range(1, 7)],
-    (cae_seg.data.prepare, "_remember", 1),
-    (cae_seg.data.prepare, "save_manifest", 2),
+    (cae_seg.data.prepare.prepare, "_remember", 1),
+    (cae_seg.data.prepare.prepare, "save_manifest", 2),
 ]
 
 
@@ -336,7 +336,7 @@ def test_folder_of_the_same_name_is_never_replaced(archive, place):
 
 
 def test_many_pairs_are_verified_in_processes(archive, place, monkeypatch):
-    monkeypatch.setattr(cae_seg.data.verify, "FEW_PAIRS", 0)
+    monkeypatch.setattr(cae_seg.data.prepare.verify, "FEW_PAIRS", 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     assert prepare(str(archive), *place).counts == EXPECTED
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_runs import TINY, draw_pictures, job_in
 
-from cae_seg.data.prepare import prepare
-from cae_seg.engine.jobs import DONE, TrainJob
-from cae_seg.engine.launch import launch_train
+from cae_seg.data.prepare.prepare import prepare
+from cae_seg.engine.job import DONE, TrainJob
+from cae_seg.launch.launcher import launch_train
 
 torch.set_num_threads(1)  # as the runs in processes of their own: another number rounds otherwise
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from cae_seg.engine.jobs import DONE
-from cae_seg.engine.launch import launch_train
-from cae_seg.run_folder import read_record
+from cae_seg.engine.job import DONE
+from cae_seg.launch.launcher import launch_train
+from cae_seg.run.paths import read_record
 
 pytestmark = pytest.mark.gpu
 
@@ -47,15 +47,15 @@ def test_deterministic_runs_are_identical(make_job):
 
 def test_scaler_survives_a_resume(make_job):
     """The loss scale of an interrupted fp16 run is that of an undisturbed one."""
-    from cae_seg.engine import worker
-    from cae_seg.engine.budget import StopRequest
+    from cae_seg.launch import rank
+    from cae_seg.run.deadline import StopRequest
 
     calm = make_job("calm", device="cuda", deterministic=True)
     assert launch_train(calm) == DONE
     job = make_job("stopped", device="cuda", deterministic=True, time_budget=1e-4)
     assert launch_train(job) == 75
     assert (
-        worker.run(make_job("stopped", device="cuda", deterministic=True), "cuda", StopRequest())
+        rank.run(make_job("stopped", device="cuda", deterministic=True), "cuda", StopRequest())
         == DONE
     )
     first, second = weights(calm), weights(job)

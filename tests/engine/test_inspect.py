@@ -7,11 +7,11 @@ import threading
 import pytest
 import torch
 
-from cae_seg.engine.inspect import inspect_checkpoint, known_sha256
-from cae_seg.engine.launch import launch_train
+from cae_seg.engine.checkpoint_report import inspect_checkpoint, known_sha256
 from cae_seg.engine.runner import build_backbone, load_config
 from cae_seg.errors import UserError
 from cae_seg.files import sha256_file
+from cae_seg.launch.launcher import launch_train
 
 
 @pytest.fixture(scope="session")

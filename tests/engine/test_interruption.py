@@ -18,8 +18,8 @@ import pytest
 import torch
 from tiny_runs import job_in
 
-from cae_seg.engine.jobs import TrainJob
-from cae_seg.run_folder import read_record
+from cae_seg.engine.job import TrainJob
+from cae_seg.run.paths import read_record
 
 KILLS = 8
 

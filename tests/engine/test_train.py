@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cae_seg.engine import worker
-from cae_seg.engine.budget import StopRequest
-from cae_seg.engine.jobs import DONE, STOPPED, EvaluateJob, TrainJob
-from cae_seg.engine.launch import launch_evaluate, launch_train
+from cae_seg.engine.job import DONE, STOPPED, EvaluateJob, TrainJob
 from cae_seg.errors import UserError
-from cae_seg.models.fast_paths import FAST_PATHS
-from cae_seg.run_folder import read_record
+from cae_seg.launch import rank
+from cae_seg.launch.launcher import launch_evaluate, launch_train
+from cae_seg.models.accelerate import FAST_PATHS
+from cae_seg.run.deadline import StopRequest
+from cae_seg.run.paths import read_record
 
 
 class StopAfter(StopRequest):
@@ -102,7 +102,7 @@ def test_stopped_anywhere_and_gone_on_is_bit_identical(make_job, undisturbed):
     job = make_job("stopped")
     codes = []
     for looks in (2, 1, 4, 3, 9, 100):
-        codes.append(worker.run(job, "cpu", StopAfter(looks)))
+        codes.append(rank.run(job, "cpu", StopAfter(looks)))
         if codes[-1] == DONE:
             break
     assert codes.count(STOPPED) >= 3
@@ -119,10 +119,10 @@ def test_stopped_anywhere_and_gone_on_is_bit_identical(make_job, undisturbed):
 
 def test_signal_loses_no_iteration(make_job):
     job = make_job("signal")
-    assert worker.run(job, "cpu", StopAfter(2)) == STOPPED
+    assert rank.run(job, "cpu", StopAfter(2)) == STOPPED
     done = max(read_record(job.work_dir / "record.jsonl").train)
     assert (job.work_dir / "checkpoints" / f"iter_{done}.pth").is_file()
-    assert worker.run(job, "cpu", StopRequest()) == DONE
+    assert rank.run(job, "cpu", StopRequest()) == DONE
     lines = (job.work_dir / "record.jsonl").read_text().splitlines()
     trained = [json.loads(line)["iteration"] for line in lines if '"train"' in line]
     assert trained == list(range(1, 9))
@@ -201,7 +201,7 @@ def test_time_budget_stops_in_order_and_goes_on(make_job, undisturbed):
 
 def test_truncated_newest_checkpoint_falls_back_on_the_one_before(make_job, undisturbed):
     job = make_job("truncated")
-    worker.run(job, "cpu", StopAfter(5))
+    rank.run(job, "cpu", StopAfter(5))
     kept = sorted(
         (job.work_dir / "checkpoints").glob("iter_*.pth"), key=lambda p: p.stat().st_mtime
     )
@@ -215,7 +215,7 @@ def test_truncated_newest_checkpoint_falls_back_on_the_one_before(make_job, undi
 
 def test_flipped_bit_in_a_checkpoint_is_noticed(make_job, undisturbed):
     job = make_job("flipped")
-    worker.run(job, "cpu", StopAfter(5))
+    rank.run(job, "cpu", StopAfter(5))
     newest = max((job.work_dir / "checkpoints").glob("iter_*.pth"), key=lambda p: p.stat().st_mtime)
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 4
@@ -231,7 +231,7 @@ def test_second_writer_is_refused(make_job, copied):
 
     lock = copied.work_dir / "writer.lock"
     code = (
-        "import sys; from pathlib import Path; from cae_seg.engine.locks import FileLock;"
+        "import sys; from pathlib import Path; from cae_seg.run.locks import FileLock;"
         "print(FileLock(Path(sys.argv[1])).acquire(), flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -260,7 +260,7 @@ def test_late_resume_replays_nothing(make_job):
             "default_hooks.checkpoint.interval": 150_001,
         },
     )
-    worker.run(job, "cpu", StopAfter(2))
+    rank.run(job, "cpu", StopAfter(2))
     path = next((job.work_dir / "checkpoints").glob("iter_*.pth"))
     state = torch.load(path, weights_only=True)
     state["meta"]["iteration"] = 150_000
@@ -270,7 +270,7 @@ def test_late_resume_replays_nothing(make_job):
     import time
 
     begin = time.monotonic()
-    assert worker.run(job, "cpu", StopAfter(1)) == STOPPED
+    assert rank.run(job, "cpu", StopAfter(1)) == STOPPED
     assert time.monotonic() - begin < 20
     assert max(read_record(job.work_dir / "record.jsonl").train) == 150_001
 
@@ -350,7 +350,7 @@ def test_predict_paints_and_keeps_ade20k_values(undisturbed, tmp_path):
     import numpy as np
     from PIL import Image
 
-    from cae_seg.data.manifest import load_manifest
+    from cae_seg.data.prepare.manifest import load_manifest
     from cae_seg.engine.predict import predict
 
     images = Path(load_manifest(undisturbed.data).root) / "images" / "validation"

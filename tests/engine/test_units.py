@@ -11,17 +11,17 @@ import time
 import pytest
 import torch
 
-from cae_seg.engine.budget import Budget, deadline_of, slurm_end
-from cae_seg.engine.checkpointing import Checkpoints, load_state, verify
-from cae_seg.engine.inputs import check_config, check_job, parse_learning_rate
-from cae_seg.engine.jobs import EvaluateJob, TrainJob, decode, encode
-from cae_seg.engine.launch import Placement, place
-from cae_seg.engine.leases import lease_gpus
-from cae_seg.engine.locks import FileLock
-from cae_seg.engine.record import RecordWriter, working_seconds
+from cae_seg.engine.job import EvaluateJob, TrainJob, decode, encode
 from cae_seg.engine.runner import choose_precision, split_batch
+from cae_seg.engine.validate import check_config, check_job, parse_learning_rate
 from cae_seg.errors import UserError
-from cae_seg.run_folder import read_record
+from cae_seg.launch.gpus import lease_gpus
+from cae_seg.launch.launcher import Placement, place
+from cae_seg.run.checkpoints import Checkpoints, load_state, verify
+from cae_seg.run.deadline import Budget, deadline_of, slurm_end
+from cae_seg.run.locks import FileLock
+from cae_seg.run.metrics_log import RecordWriter, working_seconds
+from cae_seg.run.paths import read_record
 
 STATE = {"meta": {"iteration": 3}, "state_dict": {"w": torch.arange(5.0)}, "optimizer": {"lr": 0.1}}
 
@@ -31,7 +31,7 @@ def hold(path) -> subprocess.Popen:
     code = (
         "import os, sys, time\n"
         "from pathlib import Path\n"
-        "from cae_seg.engine.locks import FileLock\n"
+        "from cae_seg.run.locks import FileLock\n"
         "assert FileLock(Path(sys.argv[1])).acquire()\n"
         "child = os.fork()\n"
         "if child:\n"
@@ -240,8 +240,8 @@ def test_full_disk_keeps_the_older_checkpoints(tmp_path):
     code = (
         "import resource, signal, sys, torch\n"
         "from pathlib import Path\n"
-        "from cae_seg.engine.checkpointing import Checkpoints\n"
-        "from cae_seg.engine.record import RecordWriter\n"
+        "from cae_seg.run.checkpoints import Checkpoints\n"
+        "from cae_seg.run.metrics_log import RecordWriter\n"
         "folder = Path(sys.argv[1])\n"
         "checkpoints = Checkpoints(folder, RecordWriter(folder / 'record.jsonl'))\n"
         "assert checkpoints.save(1, {'w': torch.zeros(10)})\n"
@@ -297,6 +297,6 @@ def test_waiting_for_a_lock_tells_whom_once(tmp_path):
 
 
 def test_launcher_starts_without_loading_torch():
-    code = "import sys, cae_seg.engine.launch; print('torch' in sys.modules)"
+    code = "import sys, cae_seg.launch.launcher; print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert said.stdout.strip() == "False"

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cae_seg.models.attention import attend
+from cae_seg.models.ops.attention import attend
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -8,7 +8,7 @@ from mmcv.cnn import build_norm_layer
 from torch import nn
 
 from cae_seg.errors import UserError
-from cae_seg.models.batch_norm import AnyDeviceSyncBN
+from cae_seg.models.layers.batch_norm import AnyDeviceSyncBN
 
 
 def batch(channels: int = 5) -> torch.Tensor:

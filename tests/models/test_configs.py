@@ -13,7 +13,7 @@ from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import load_checkpoint
 from mmseg.registry import MODELS
 
-from cae_seg.models.stochastic import SampleDropPath
+from cae_seg.models.layers.stochastic import SampleDropPath
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs_local" / "cae" / "upernet"

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from cae_seg.errors import UserError
-from cae_seg.models.convolution import Deconvolution, conv3x3, conv3x3_of_concatenated
-from cae_seg.models.fast_paths import FAST_PATHS, resolve
+from cae_seg.models.accelerate import FAST_PATHS, resolve
+from cae_seg.models.ops.convolution import Deconvolution, conv3x3, conv3x3_of_concatenated
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:

@@ -6,7 +6,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from cae_seg.models.cae import CAE
+from cae_seg.models.backbones.cae import CAE
 from cae_seg.models.layer_decay import layer_id
 
 

@@ -18,8 +18,8 @@ from fidelity import largest, record
 from safetensors.torch import save_file
 
 from cae_seg.errors import UserError
-from cae_seg.models.cae import CAE
-from cae_seg.models.pretrained import (
+from cae_seg.models.backbones.cae import CAE
+from cae_seg.models.pretrained.convert import (
     convert,
     geometric_offsets,
     load_checkpoint_file,
@@ -294,7 +294,7 @@ def test_safetensors_file_loads(tmp_path):
 def test_init_cfg_names_the_checkpoint(tmp_path, caplog):
     path = save(tmp_path / "vit.pth", plain_state(backbone()))
     model = backbone(init_cfg={"type": "Pretrained", "checkpoint": str(path)})
-    with caplog.at_level("INFO", logger="cae_seg.models.cae"):
+    with caplog.at_level("INFO", logger="cae_seg.models.backbones.cae"):
         model.init_weights()
     assert model.pretrained_report.as_dict()["loaded"] == len(plain_state(model))
     assert str(path) in caplog.text

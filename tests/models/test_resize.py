@@ -2,7 +2,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cae_seg.models.resize import adaptive_avg_pool, bands, interpolation_matrix, resize_bilinear
+from cae_seg.models.ops.resize import (
+    adaptive_avg_pool,
+    bands,
+    interpolation_matrix,
+    resize_bilinear,
+)
 
 SIZES = [((4, 6), (16, 24)), ((16, 16), (2, 2)), ((5, 7), (13, 8)), ((1, 3), (6, 5)),
          ((100, 150), (130, 195)), ((6, 6), (1, 1)), ((8, 8), (8, 8))]  # fmt: skip

@@ -11,8 +11,8 @@ from golden import weights
 from models.segmentors import samples, tiny, with_dropout
 
 from cae_seg.errors import UserError
-from cae_seg.models.fast_paths import FAST_PATHS
-from cae_seg.models.stochastic import set_randomness
+from cae_seg.models.accelerate import FAST_PATHS
+from cae_seg.models.layers.stochastic import set_randomness
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "slide.npz")
 SIZE = tuple(GOLDEN["ori_shape"].tolist())

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from cae_seg.models.stochastic import (
+from cae_seg.models.layers.stochastic import (
     SampleDropout2d,
     SampleDropPath,
     clear_randomness,

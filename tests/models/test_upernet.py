@@ -4,8 +4,8 @@ from mmengine.structures import PixelData
 from mmseg.models.decode_heads import FCNHead, UPerHead
 from mmseg.structures import SegDataSample
 
-from cae_seg.models.stochastic import SampleDropout2d
-from cae_seg.models.upernet import CAEFCNHead, CAEUPerHead
+from cae_seg.models.heads.upernet import CAEFCNHead, CAEUPerHead
+from cae_seg.models.layers.stochastic import SampleDropout2d
 
 UPER = {"in_channels": [12, 16, 12, 8], "in_index": [0, 1, 2, 3], "channels": 16, "num_classes": 7}
 FCN = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_up_runs import make_sweep
 
-from cae_seg.results.claim import CONTRADICTED, SUPPORTED, UNCLEAR, check_claim, write_claim
+from cae_seg.results.lr_trend import CONTRADICTED, SUPPORTED, UNCLEAR, check_claim, write_claim
 from cae_seg.results.collect import collect_runs
 
 RATES = ("1e-4", "2e-4", "4e-4")

@@ -5,7 +5,7 @@ import pytest
 from made_up_runs import evaluate_run, finish_run, make_row, make_sheet, make_sweep, start_run
 from PIL import Image
 
-from cae_seg.data.painting import paint_labels, paint_panel
+from cae_seg.data.visualize import paint_labels, paint_panel
 from cae_seg.results.figures import write_figures
 
 NAMES = ["miou_by_learning_rate", "miou_by_iteration", "per_class"]

@@ -4,7 +4,7 @@ import pytest
 from made_up_runs import make_run
 
 from cae_seg.errors import UserError
-from cae_seg.results.summarise import summarise
+from cae_seg.results.aggregate_seeds import summarise
 
 
 def test_seeds_are_joined(tmp_path):

@@ -142,7 +142,7 @@ def test_a_server_that_is_down_for_good_costs_a_warning(begun, mortal_server, ca
 
 
 def test_a_server_killed_during_delivery_gets_the_rest_later(tmp_path, mortal_server, monkeypatch):
-    monkeypatch.setattr("cae_seg.tracking.deliver.BATCH", 5)
+    monkeypatch.setattr("cae_seg.tracking.sync.BATCH", 5)
     mortal_server.start()
     run = make_run(tmp_path / "results" / "row" / "seed_0")
     killer = threading.Thread(

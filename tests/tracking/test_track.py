@@ -116,7 +116,7 @@ def test_tracking_again_changes_nothing(run, store):
 def test_a_delivery_cut_off_anywhere_is_completed(run, store, monkeypatch):
     from mlflow import MlflowClient
 
-    monkeypatch.setattr("cae_seg.tracking.deliver.BATCH", 30)
+    monkeypatch.setattr("cae_seg.tracking.sync.BATCH", 30)
     send = MlflowClient.log_batch
     for allowed in range(1, 9):
         calls = iter(range(allowed))

@@ -54,14 +54,14 @@ def test_what_decides_no_number_trains_nothing(finished):
 
 
 def test_changed_code_of_the_table_runs_nothing(finished):
-    for file in ("cae_seg/cli.py", "cae_seg/results/__init__.py", "cae_seg/experiments.py"):
+    for file in ("cae_seg/cli.py", "cae_seg/results/__init__.py", "cae_seg/sheet/sheet.py"):
         with (finished.path / file).open("a") as code:
             code.write("\n# another comment\n")
     assert not finished.plan(*DEMO).jobs
 
 
 def test_changed_code_of_the_model_writes_the_table_again_and_trains_nothing(finished):
-    with (finished.path / "cae_seg/models/cae.py").open("a") as code:
+    with (finished.path / "cae_seg/models/backbones/cae.py").open("a") as code:
         code.write("\n# another comment\n")
     assert set(finished.plan(*DEMO).jobs) == {"all", "write_table"}
 

@@ -2,9 +2,9 @@ import hashlib
 import shlex
 from pathlib import Path
 
-from cae_seg.engine.provenance import code_fingerprint
+from cae_seg.run.provenance import code_fingerprint
 from cae_seg.errors import UserError
-from cae_seg.experiments import Experiment, Sheet, load_sheet
+from cae_seg.sheet.sheet import Experiment, Sheet, load_sheet
 from cae_seg.files import read_json
 
 

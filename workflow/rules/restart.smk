@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 
-from cae_seg.results.unfinished import unfinished
+from cae_seg.results.status import unfinished
 
 
 def speak_plainly_with_slurm() -> None:

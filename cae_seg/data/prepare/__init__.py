@@ -1,0 +1,1 @@
+"""Make a data set ready: download, extract, verify, write its manifest."""

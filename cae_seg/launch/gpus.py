@@ -1,0 +1,91 @@
+"""Leases of this machine's GPUs, so that two runs started side by side get disjoint devices.
+
+One lock file per GPU, in a folder of the user's. The kernel drops a lock when its owner ends,
+however it ends, so that nothing has to be cleaned up after a crash.
+"""
+
+import logging
+import os
+import random
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cae_seg.errors import UserError
+from cae_seg.run.locks import FileLock
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 1.0
+
+
+class Lease:
+    """GPUs that are ours until `release` or until this process is gone."""
+
+    def __init__(self, devices: tuple[str, ...], locks: list[FileLock]) -> None:
+        self.devices = devices
+        self._locks = locks
+
+    def release(self) -> None:
+        """Give the GPUs back."""
+        for lock in self._locks:
+            lock.release()
+
+
+def lease_gpus(count: int, devices: Sequence[str], folder: Path | None = None) -> Lease:
+    """Take `count` of the GPUs named in `devices`, waiting until so many are free at once.
+
+    Args:
+        count: how many.
+        devices: what `CUDA_VISIBLE_DEVICES` calls them: indices or UUIDs.
+        folder: where the lock files lie.
+
+    Raises:
+        UserError: there are fewer than `count` devices, or the folder is not ours.
+    """
+    if count > len(devices):
+        raise UserError(f"--gpus {count}: only {len(devices)} present; ask for fewer")
+    folder = folder or lease_folder()
+    told = False
+    while (lease := _try(count, devices, folder)) is None:
+        if not told:
+            told = True
+            logger.warning(
+                "waiting for %d free GPUs of %d (leases in %s)", count, len(devices), folder
+            )
+        # Two that wait must not keep snatching single devices from each other.
+        time.sleep(RETRY_SECONDS * random.uniform(0.5, 1.5))
+    return lease
+
+
+def lease_folder() -> Path:
+    """Return the user's folder of lock files, the same for all logins on this machine.
+
+    Raises:
+        UserError: someone else owns it.
+    """
+    given = os.environ.get("CAE_SEG_LEASE_DIR")
+    # Neither TMPDIR nor XDG_RUNTIME_DIR: a run from cron has others than one from a login.
+    folder = Path(given) if given else Path("/tmp") / f"cae-seg-gpus-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror})") from error
+    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{folder}: belongs to another user; set CAE_SEG_LEASE_DIR")
+    return folder
+
+
+def _try(count: int, devices: Sequence[str], folder: Path) -> Lease | None:
+    taken: dict[str, FileLock] = {}
+    for device in devices:
+        lock = FileLock(folder / f"gpu_{device.replace('/', '_')}.lock")
+        if lock.acquire():
+            taken[device] = lock
+        if len(taken) == count:
+            return Lease(tuple(taken), list(taken.values()))
+    for lock in taken.values():
+        lock.release()
+    return None

@@ -1,0 +1,356 @@
+"""From a job to its processes: devices, GPU leases, ranks, exit status.
+
+One process runs right here. Several are started by torchrun's agent with a rendezvous on a free
+port; on several SLURM nodes, `srun` starts one such agent a node and all meet at a store that the
+first launcher keeps. Ranks die with their launcher, and signals reach them through it.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cae_seg.engine.job import CRASHED, STOPPED, USER_ERROR, EvaluateJob, Job, TrainJob
+from cae_seg.errors import UserError
+from cae_seg.launch import rank
+from cae_seg.launch.gpus import lease_gpus
+from cae_seg.launch.slurm import allocated_nodes, go_back_to_queue
+from cae_seg.machine import count_gpus
+from cae_seg.run.deadline import StopRequest, stop_on_signals
+from cae_seg.run.work_dir import LOCK_SECONDS, WorkDir
+
+logger = logging.getLogger(__name__)
+
+ENDPOINT = "CAE_SEG_ENDPOINT"
+_SLURM_GPUS = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
+_SLURM_JOB = ("SLURM_JOB_ID", "SLURM_CONF", "SLURM_CLUSTER_NAME")
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a job runs: "cuda" or "cpu", and the number of ranks on each node."""
+
+    kind: str
+    ranks: int
+
+
+def launch_train(job: TrainJob) -> int:
+    """Train until done or stopped in good order.
+
+    Returns:
+        Exit status: 0 done, 75 stopped and resumable, 1 crashed.
+
+    Raises:
+        UserError: a mistake of the user's, found here or by a rank.
+    """
+    if ENDPOINT not in os.environ:
+        WorkDir(job.work_dir).await_other_writer(_patience(job))
+    code = _launch(job)
+    if code == STOPPED:
+        go_back_to_queue(job.work_dir / "record.jsonl")
+    return code
+
+
+def _patience(job: TrainJob) -> float:
+    if job.lock_wait is not None:
+        return job.lock_wait
+    return LOCK_SECONDS if os.environ.get("SLURM_JOB_ID") else math.inf
+
+
+def launch_evaluate(job: EvaluateJob) -> int:
+    """Evaluate; exit status and errors as of `launch_train`."""
+    return _launch(job)
+
+
+def place(device: str, gpus: int | None, present: int, *, slurm: bool = False) -> Placement:
+    """Choose device and ranks.
+
+    Args:
+        device: "auto", "cuda" or "cpu".
+        gpus: GPUs asked for; on "cpu" processes.
+        present: GPUs that torch sees.
+        slurm: whether SLURM has given GPUs to this job.
+
+    Raises:
+        UserError: more GPUs asked than present, or none where they are needed.
+    """
+    if gpus is not None and gpus < 1:
+        raise UserError(f"--gpus {gpus}: ask for at least 1, or use --device cpu")
+    if device == "cpu":
+        return Placement("cpu", gpus or 1)
+    if present == 0:
+        if device == "cuda":
+            raise UserError("--device cuda: torch sees no GPU; check the driver, or use auto")
+        if slurm:
+            raise UserError(
+                "SLURM gave GPUs to this job but torch sees none; check the driver "
+                "and that torch was built for CUDA (cae-seg doctor)"
+            )
+        return Placement("cpu", 1)
+    if gpus is not None and gpus > present:
+        raise UserError(f"--gpus {gpus}: only {present} present; ask for fewer")
+    return Placement("cuda", gpus or 1)
+
+
+def _launch(job: Job) -> int:
+    _check(job)
+    if job.nodes > 1 and ENDPOINT not in os.environ:
+        return _launch_nodes(job)
+    with _devices(job) as placement:
+        _prepare_environment(job, placement)
+        if placement.ranks == 1 and ENDPOINT not in os.environ:
+            return rank.run_here(job, placement.kind)
+        return _launch_ranks(job, placement)
+
+
+def _check(job: Job) -> None:
+    """Refuse what can be seen to be wrong before any device is asked for."""
+    from cae_seg.engine.validate import check_job
+
+    check_job(job)
+
+
+@contextlib.contextmanager
+def _devices(job: Job) -> Iterator[Placement]:
+    """Choose the devices; outside of SLURM, take leases of the GPUs and show torch only those."""
+    given = any(os.environ.get(name) for name in _SLURM_GPUS)
+    present = 0 if job.device == "cpu" else _present_gpus()
+    placement = place(job.device, job.gpus, present, slurm=given)
+    if placement.kind == "cpu" and job.device == "auto" and (job.gpus or 1) > 1:
+        logger.warning(
+            "no GPU here: running on the CPU in one process instead of on %d GPUs", job.gpus
+        )
+    if placement.kind == "cpu" or os.environ.get("SLURM_JOB_ID"):
+        yield placement
+        return
+    lease = lease_gpus(placement.ranks, _visible_devices(present))
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease.devices)
+    try:
+        yield placement
+    finally:
+        lease.release()
+        del os.environ["CUDA_VISIBLE_DEVICES"]
+        if before is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _present_gpus() -> int:
+    if count_gpus() == 0:
+        return 0
+    import torch
+
+    # Not is_available(): it would start CUDA here, after which the choice of devices is fixed.
+    return torch.cuda.device_count() if torch.version.cuda else 0
+
+
+def _visible_devices(present: int) -> Sequence[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = [name.strip() for name in visible.split(",")] if visible else []
+    return named[:present] if named else [str(index) for index in range(present)]
+
+
+def _prepare_environment(job: Job, placement: Placement) -> None:
+    """Set what the libraries read once, when they are loaded."""
+    if placement.kind == "cuda" and getattr(job, "deterministic", False):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if placement.ranks > 1:
+        # What is set already is the job's (Snakemake sets its cores); each rank takes its share.
+        cores = len(os.sched_getaffinity(0)) if placement.kind == "cpu" else 1
+        share = max(1, cores // placement.ranks)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            given = os.environ.get(name, "")
+            os.environ[name] = str(min(share, int(given)) if given.isdigit() else share)
+
+
+def _launch_ranks(job: Job, placement: Placement) -> int:
+    """Start the ranks of this node through torchrun's agent and wait for them."""
+    with tempfile.TemporaryDirectory(prefix="cae-seg-") as folder:
+        os.environ.update(
+            {
+                rank.JOB: _encoded(job),
+                rank.DEVICE: placement.kind,
+                rank.OUTCOMES: folder,
+                rank.PARENT: str(os.getpid()),
+            }
+        )
+        request = StopRequest()
+        with stop_on_signals(request):
+            exits = _run_agent(job, placement, request)
+        return _verdict(rank.read_outcomes(Path(folder)), exits, request, placement)
+
+
+def _encoded(job: Job) -> str:
+    from cae_seg.engine.job import encode
+
+    return encode(job)
+
+
+def _run_agent(job: Job, placement: Placement, request: StopRequest) -> dict[int, int]:
+    """Run torchrun's agent beside the main thread; return the exit codes of failed ranks.
+
+    In the main thread the agent would take the signals for itself, kill the ranks after 30
+    seconds, and so cut a checkpoint short.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    exits: dict[int, int] = {}
+    crash: list[BaseException] = []
+
+    def agent() -> None:
+        try:
+            _elastic(job, placement)
+        except ChildFailedError as error:
+            exits.update({rank: failure.exitcode for rank, failure in error.failures.items()})
+        except Exception as error:
+            crash.append(error)
+
+    thread = threading.Thread(target=agent, name="torchrun", daemon=True)
+    thread.start()
+    _forward_signals(thread, request)
+    if crash and not request.reason:
+        raise crash[0]
+    return exits
+
+
+def _elastic(job: Job, placement: Placement) -> None:
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    endpoint = os.environ.get(ENDPOINT)
+    config = LaunchConfig(
+        min_nodes=job.nodes,
+        max_nodes=job.nodes,
+        nproc_per_node=placement.ranks,
+        run_id=os.environ.get("SLURM_JOB_ID", "local") if endpoint else f"local-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint=endpoint or "localhost:0",
+        rdzv_configs={"timeout": 900, **({"is_host": False} if endpoint else {})},
+        max_restarts=0,
+        local_addr=None if endpoint else "localhost",
+    )
+    elastic_launch(config, sys.executable)("-m", "cae_seg.launch.rank")
+
+
+def _forward_signals(thread: threading.Thread, request: StopRequest) -> None:
+    """Wait for the agent, handing a request to stop on to ranks that are there or still to come."""
+    import psutil
+
+    told: set[int] = set()
+    while thread.is_alive():
+        thread.join(_POLL_SECONDS)
+        if request.reason:
+            number = signal.Signals[request.reason]
+            for child in psutil.Process().children():
+                if child.pid not in told:
+                    told.add(child.pid)
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        child.send_signal(number)
+
+
+def _verdict(
+    outcomes: list[dict], exits: dict[int, int], request: StopRequest, placement: Placement
+) -> int:
+    """Turn what the ranks said, and how they ended, into one exit status."""
+    if outcomes and outcomes[0]["code"] == USER_ERROR:
+        raise UserError(outcomes[0]["message"])
+    # SIGTERM is how torchrun itself ends the ranks that another one has left behind.
+    killed = {rank: -code for rank, code in exits.items() if code < 0 and -code != signal.SIGTERM}
+    if request.reason and not any(outcome["code"] == CRASHED for outcome in outcomes[:1]):
+        killed = {}  # asked to stop before the ranks could listen
+    if killed:
+        victim, number = next(iter(killed.items()))
+        logger.error(
+            "rank %d of %d was killed by %s", victim, placement.ranks, signal.Signals(number).name
+        )
+        return CRASHED
+    if not outcomes:
+        if not request.reason:
+            logger.error("the ranks ended before they could say why (exit codes %s)", exits)
+        return STOPPED if request.reason else CRASHED
+    # The first to end is the cause; the others only lost their peer.
+    first = outcomes[0]
+    if first["code"] == CRASHED:
+        logger.error("rank %d of %d crashed:\n%s", first["rank"], placement.ranks, first["message"])
+    return first["code"]
+
+
+def _launch_nodes(job: Job) -> int:
+    """Start one launcher a node through `srun`; they meet at a store in this process."""
+    nodes = allocated_nodes()
+    if nodes < job.nodes or not shutil.which("srun"):
+        raise UserError(
+            f"--nodes {job.nodes}: needs a SLURM job of so many nodes (this one has {nodes})"
+        )
+    from torch.distributed import TCPStore
+
+    host = os.environ.get("CAE_SEG_HOST", socket.gethostname())
+    # The kernel picks the port, and it is ours before anyone is told.
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+    # The other variables tell of the step on one node that we are in, and srun would obey them.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SLURM_") or name in _SLURM_JOB
+    }
+    environment |= {rank.JOB: _encoded(job), ENDPOINT: f"{host}:{store.port}"}
+    command = [
+        "srun",
+        "--overlap",
+        f"--nodes={job.nodes}",
+        f"--ntasks={job.nodes}",
+        "--ntasks-per-node=1",
+        "--kill-on-bad-exit=0",
+        sys.executable,
+        "-m",
+        "cae_seg.launch.launcher",
+    ]
+    if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
+        command.insert(2, f"--cpus-per-task={cores}")
+    request = StopRequest()
+    with stop_on_signals(request):
+        # In a session of its own: what SLURM sends to our process group would make srun kill the
+        # ranks, which SLURM tells by itself, before they have saved.
+        srun = subprocess.Popen(command, env=environment, start_new_session=True)
+        return _wait_for(srun, request)
+
+
+def _wait_for(process: subprocess.Popen, request: StopRequest) -> int:
+    told = False
+    while True:
+        try:
+            code = process.wait(_POLL_SECONDS)
+            return STOPPED if code and request.reason else code
+        except subprocess.TimeoutExpired:
+            if request.reason and not told:
+                told = True
+                # srun ends its tasks on SIGTERM and SIGINT but hands this one on.
+                process.send_signal(signal.SIGUSR1)
+
+
+def main() -> int:
+    """Be the launcher of one node of several: run the job of the environment."""
+    from cae_seg.engine.job import decode
+
+    job = decode(os.environ[rank.JOB])
+    try:
+        return _launch(job)
+    except UserError as error:
+        if os.environ.get("SLURM_NODEID", "0") == "0":
+            logger.error("cae-seg: error: %s", error)
+        return USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""One process of a run: the whole run where there is one process, a rank where there are several.
+
+`python -m cae_seg.launch.rank` is what torchrun starts; job and device come by environment. How a
+rank ended goes to a file of its own, since the launcher has to tell a user's mistake from a crash.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from cae_seg.engine.job import CRASHED, DONE, STOPPED, USER_ERROR, Job, TrainJob, decode
+from cae_seg.errors import UserError
+from cae_seg.run.deadline import Stopped, StopRequest, stop_on_signals
+from cae_seg.run.logs import separate_logs
+
+JOB, DEVICE, OUTCOMES, PARENT = (
+    "CAE_SEG_JOB",
+    "CAE_SEG_DEVICE",
+    "CAE_SEG_OUTCOMES",
+    "CAE_SEG_PARENT",
+)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PR_SET_PDEATHSIG = 1
+
+
+def run(job: Job, kind: str, request: StopRequest) -> int:
+    """Do a job in this process, as one of the ranks that the environment names.
+
+    Args:
+        job: what to do.
+        kind: "cuda" or "cpu".
+        request: set by a signal that asks to stop.
+
+    Returns:
+        DONE or STOPPED.
+    """
+    with separate_logs(speak=os.environ.get("RANK", "0") == "0") as log:
+        # Imported only now: the libraries talk while they are loaded.
+        import cv2
+
+        from cae_seg.engine.evaluation import evaluate
+        from cae_seg.engine.ranks import joined
+        from cae_seg.engine.train import train
+
+        cv2.setNumThreads(0)  # forked loader workers would wait for the parent's threads for ever
+        with joined(kind) as ranks:
+            try:
+                if isinstance(job, TrainJob):
+                    return train(job, ranks, request, log)
+                return evaluate(job, ranks, request)
+            except Stopped:
+                return STOPPED
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                raise UserError(
+                    f"{error.filename or 'the disk'}: no room left; make room and run the same "
+                    "command again"
+                ) from error
+
+
+def run_here(job: Job, kind: str) -> int:
+    """Do a job in this process alone, stopping in good order on a signal."""
+    request = StopRequest()
+    with stop_on_signals(request):
+        return run(job, kind, request)
+
+
+def main() -> int:
+    """Be a rank: do the job of the environment, write the outcome, return the exit status.
+
+    A rank that stopped in good order exits with 0 like one that is done: torchrun would take
+    anything else for a failure and kill the ranks that are still on their way out.
+    """
+    _die_with_parent()
+    request = StopRequest()
+    with stop_on_signals(request):
+        try:
+            code, message = run(decode(os.environ[JOB]), os.environ[DEVICE], request), ""
+        except UserError as error:
+            code, message = USER_ERROR, str(error)
+        except Exception:
+            code, message = CRASHED, traceback.format_exc()
+        _write_outcome(code, message)
+    return DONE if code == STOPPED else code
+
+
+def read_outcomes(folder: Path) -> list[dict]:
+    """Return the outcomes of ranks that came so far as to write one, the earliest first."""
+    found = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    return sorted(found, key=lambda outcome: outcome["time"])
+
+
+def _write_outcome(code: int, message: str) -> None:
+    rank = int(os.environ["RANK"])
+    path = Path(os.environ[OUTCOMES]) / f"{rank}.json"
+    aside = path.with_suffix(".part")
+    outcome = {"rank": rank, "code": code, "message": message, "time": time.time()}
+    aside.write_text(json.dumps(outcome))
+    aside.rename(path)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this rank when its launcher is gone, however that ended."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != int(os.environ[PARENT]):  # it went before we asked
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

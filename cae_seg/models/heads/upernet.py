@@ -1,0 +1,118 @@
+"""mmsegmentation's UPerNet and FCN heads, deterministic and with fast paths.
+
+Parameters and results are those of `UPerHead` and `FCNHead`. What differs is how the numbers come
+about: pooling and resizing as matrix products, dropout per sample (`SampleDropout2d`), and the
+paths of `cae_seg.models.accelerate`.
+"""
+
+from typing import Any
+
+from mmcv.cnn import ConvModule
+from mmseg.models.decode_heads import FCNHead, UPerHead
+from mmseg.models.losses import CrossEntropyLoss
+from mmseg.registry import MODELS
+from torch import Tensor, nn
+
+from cae_seg.models.accelerate import Switch, Switches, resolve
+from cae_seg.models.layers.stochastic import SampleDropout2d
+from cae_seg.models.ops.convolution import conv1x1, conv3x3, conv3x3_of_concatenated
+from cae_seg.models.ops.loss import upsampled_cross_entropy
+from cae_seg.models.ops.resize import adaptive_avg_pool, resize_bilinear
+
+
+class _Head(nn.Module):
+    """What the two heads share: fast paths, dropout per sample, the loss.
+
+    Args:
+        fast_paths: see `cae_seg.models.accelerate`.
+        (others): as the mmsegmentation head.
+    """
+
+    def __init__(
+        self, *args: Any, fast_paths: dict[str, Switch] | Switch | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.fast_paths: Switches = resolve(fast_paths)
+        if self.dropout is not None:
+            self.dropout = SampleDropout2d(self.dropout_ratio, self.channels)
+
+    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
+        """Return the loss and the pixel accuracy (percent) of logits (N, classes, h, w)."""
+        if not _is_plain(self.loss_decode) or self.sampler is not None:
+            return super().loss_by_feat(seg_logits, batch_data_samples)
+        result = upsampled_cross_entropy(
+            seg_logits,
+            self._stack_batch_gt(batch_data_samples).squeeze(1),
+            ignore_index=self.ignore_index,
+            align_corners=self.align_corners,
+            tiled=bool(self.fast_paths["fused_loss"]),
+        )
+        # Named as in the published logs.
+        return {
+            "loss_seg": self.loss_decode.loss_weight * result.loss,
+            "acc_seg": result.accuracy,
+        }
+
+
+def _is_plain(loss: nn.Module) -> bool:
+    """Tell whether a loss is the recipe's: soft-max, no class weights, mean over all pixels."""
+    return (
+        type(loss) is CrossEntropyLoss
+        and not (loss.use_sigmoid or loss.use_mask or loss.avg_non_ignore)
+        and loss.class_weight is None
+        and loss.reduction == "mean"
+    )
+
+
+def _finish(module: ConvModule, x: Tensor) -> Tensor:
+    """Apply what follows the convolution of an mmcv module: norm and activation."""
+    if module.with_norm:
+        x = module.norm(x)
+    elif module.conv.bias is not None:
+        x = x + module.conv.bias.view(-1, 1, 1)
+    return module.activate(x) if module.with_activation else x
+
+
+@MODELS.register_module()
+class CAEUPerHead(_Head, UPerHead):
+    """Unified perceptual parsing head (arXiv:1807.10221) over four maps.
+
+    Takes maps (N, C_i, h_i, w_i), finest first; returns logits (N, classes, h_0, w_0).
+    """
+
+    def psp_forward(self, inputs: list[Tensor]) -> Tensor:
+        """Return the coarsest map with pooled context: (N, channels, h, w)."""
+        x = inputs[-1]
+        pooled = [
+            module[1](adaptive_avg_pool(x, scale))
+            for scale, module in zip(self.psp_modules.pool_scales, self.psp_modules, strict=True)
+        ]
+        return self._bottleneck(self.bottleneck, [x, *pooled])
+
+    def _bottleneck(self, module: ConvModule, maps: list[Tensor]) -> Tensor:
+        mixed = conv3x3_of_concatenated(
+            maps, module.conv.weight, self.fast_paths, self.align_corners
+        )
+        return _finish(module, mixed)
+
+    def _forward_feature(self, inputs: list[Tensor]) -> Tensor:
+        inputs = self._transform_inputs(inputs)
+        laterals = [
+            _finish(conv, conv1x1(x, conv.conv.weight))
+            for conv, x in zip(self.lateral_convs, inputs[:-1], strict=True)
+        ]
+        laterals.append(self.psp_forward(inputs))
+        for finer in range(len(laterals) - 2, -1, -1):
+            size = laterals[finer].shape[2:]
+            resized = resize_bilinear(laterals[finer + 1], size, self.align_corners)
+            laterals[finer] = laterals[finer] + resized
+        outputs = [
+            _finish(conv, conv3x3(x, conv.conv.weight, self.fast_paths))
+            for conv, x in zip(self.fpn_convs, laterals[:-1], strict=True)
+        ]
+        return self._bottleneck(self.fpn_bottleneck, [*outputs, laterals[-1]])
+
+
+@MODELS.register_module()
+class CAEFCNHead(_Head, FCNHead):
+    """Convolutions on one map (N, C, h, w); returns logits (N, classes, h, w)."""

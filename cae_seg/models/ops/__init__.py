@@ -1,0 +1,1 @@
+"""Exact faster operations, one a file."""

@@ -1,0 +1,1 @@
+"""Checkpoints of any known pretraining, mapped to a backbone."""

@@ -1,0 +1,1 @@
+"""Experiment sheets: what to run."""

@@ -1,0 +1,338 @@
+"""Bring to MLflow what it does not have yet of a run. Safe to repeat, from several processes.
+
+The only memory is MLflow's own: before anything is sent, the run is looked up by its identity and
+asked which points it has. So it makes no difference where an earlier delivery was cut off.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+
+from cae_seg.errors import UserError
+from cae_seg.files import atomic_write_json, read_json
+from cae_seg.run.paths import Record, RunFolder, find_runs, open_run
+from cae_seg.tracking import artifacts
+from cae_seg.tracking.describe import (
+    BEGUN,
+    DELIVERED,
+    FOLDER,
+    IDENTITY,
+    Point,
+    curve_points,
+    final_points,
+    labels_of,
+    parameters,
+    run_name,
+    tags,
+)
+from cae_seg.tracking.store import (
+    StoreUnavailable,
+    ensure_store,
+    find_experiment,
+    is_server,
+    make_client,
+    public_uri,
+    reaching_mlflow,
+    tracking_uri,
+)
+
+T = TypeVar("T")
+BATCH = 1000  # metrics in one call, MLflow's limit
+LOCK_SECONDS = 60.0
+SERVER_PATIENCE = 30.0
+DATABASE_PATIENCE = 600.0
+LONGEST_PAUSE = 15.0
+
+logger = logging.getLogger(__name__)
+
+
+def track(
+    run_dir: Path,
+    *,
+    sheet: Path | None = None,
+    out: Path | None = None,
+    uri: str | None = None,
+    patience: float | None = None,
+) -> dict[str, Any]:
+    """Deliver a finished run, or every run below a folder, and write down what was delivered.
+
+    A tracker that stays away is no failure: then `tracked.json` says `"delivered": false`, a
+    warning is logged, and the same command delivers everything later.
+
+    Args:
+        run_dir: a seed's folder, or a folder of many runs.
+        sheet: the experiment sheet, for backbone and pretraining; remembered in `tracked.json`.
+        out: file of the answer; `tracked.json` in the run's folder unless told.
+        uri: MLflow's address; `tracking_uri()` unless told.
+        patience: seconds to wait for a server that is down (30) or a locked database (600).
+
+    Returns:
+        What `tracked.json` says; for a folder of runs `{"runs": [one such for each]}`.
+
+    Raises:
+        UserError: there is no run.
+    """
+    uri = uri or tracking_uri()
+    patience = (
+        (SERVER_PATIENCE if is_server(uri) else DATABASE_PATIENCE) if patience is None else patience
+    )
+    run = open_run(run_dir)
+    if run.exists:
+        return _track_one(run, sheet, out, uri, patience)
+    runs = find_runs(run_dir)
+    if not runs:
+        raise UserError(f"{run_dir}: no run here; name a folder with a run.json or facts.json")
+    answers = []
+    for one in runs:
+        answers.append(_track_one(one, sheet, None, uri, patience))
+        if not answers[-1]["delivered"]:
+            patience = 0.0  # who waited once for this tracker does not wait again for each run
+    answer = {"runs": answers}
+    if out is not None:
+        atomic_write_json(out, answer)
+    return answer
+
+
+def _track_one(
+    run: RunFolder, sheet: Path | None, out: Path | None, uri: str, patience: float
+) -> dict[str, Any]:
+    out = out or run.path / "tracked.json"
+    facts = run.facts()
+    labels = labels_of(facts, sheet) or _earlier_labels(run)
+    answer = {
+        "schema": 1,
+        "experiment": facts.get("experiment"),
+        "seed": facts["seed"],
+        "identity": facts["identity"],
+        "labels": labels,
+        "uri": public_uri(uri),
+    }
+    try:
+        delivery = Delivery(run, uri, labels, sheet)
+        answer |= {"delivered": True} | insist(delivery.deliver_all, patience)
+    except StoreUnavailable as error:
+        answer |= {"delivered": False, "error": str(error)}
+        logger.warning(
+            "%s: NOT DELIVERED to %s (%s); nothing is lost: run `cae-seg track %s` later",
+            run.path,
+            public_uri(uri),
+            error,
+            run.path,
+        )
+    atomic_write_json(out, answer)
+    return answer
+
+
+def _earlier_labels(run: RunFolder) -> dict[str, Any]:
+    path = run.path / "tracked.json"
+    return read_json(path).get("labels", {}) if path.is_file() else {}
+
+
+def insist(action: Callable[[], T], patience: float) -> T:
+    """Repeat `action` with growing pauses while MLflow is out of reach, for `patience` seconds."""
+    deadline, pause = time.monotonic() + patience, 0.25
+    while True:
+        try:
+            return action()
+        except StoreUnavailable as error:
+            left = deadline - time.monotonic()
+            if not error.passing or left <= 0:
+                raise
+            # Spread out, so that jobs that end together do not come back together.
+            time.sleep(min(left, pause * random.uniform(0.5, 1.5)))
+            pause = min(LONGEST_PAUSE, pause * 2)
+
+
+class Delivery:
+    """One run on its way to one MLflow. Every method may raise `StoreUnavailable`."""
+
+    def __init__(
+        self, run: RunFolder, uri: str, labels: dict[str, Any], sheet: Path | None
+    ) -> None:
+        self.run, self.uri, self.labels, self.sheet = run, uri, labels, sheet
+        self.run_id: str | None = None
+        self._client: Any = None
+        self._there: dict[str, set[int]] = {}
+        self._panels: set[str] = set()
+
+    def deliver_all(self) -> dict[str, Any]:
+        """Deliver everything and close the run; return its id and what had to be sent."""
+        with self._reaching():
+            facts, record, metrics = self.run.facts(), self.run.record(), self.run.metrics()
+            digest = _digest(self.run, record, self.labels)
+            found = self._find(facts, record)
+            if found is not None and found.data.tags.get(DELIVERED) == digest:
+                return {"run_id": self.run_id, "points_sent": 0}
+            sent = self._deliver(facts, record)
+            sent += self._send_finals(facts, metrics)
+            self._send_files(facts, metrics)
+            if self.run.finished:
+                self._client.set_terminated(
+                    self.run_id, "FINISHED", _milliseconds(facts.get("ended"))
+                )
+            self._client.set_tag(self.run_id, DELIVERED, digest)
+            return {"run_id": self.run_id, "points_sent": sent}
+
+    def deliver_live(self) -> int:
+        """Deliver what a run in progress has logged so far; return the number of points sent."""
+        with self._reaching():
+            facts, record = self.run.facts(), self.run.record()
+            if self.run_id is None:
+                found = self._find(facts, record)
+                if found is not None and found.info.status != "RUNNING":
+                    self._client.update_run(self.run_id, status="RUNNING")
+                return self._deliver(facts, record)
+            self._send_panels()
+            return self._send_points(curve_points(record))
+
+    def _forget(self) -> None:
+        # MLflow may have got more or less than we know: ask anew at the next delivery.
+        self.run_id, self._there, self._panels = None, {}, set()
+
+    def pause(self) -> None:
+        """Say in MLflow that a run that was stopped in good order will go on."""
+        with self._reaching():
+            self._client.update_run(self.run_id, status="SCHEDULED")
+
+    @contextlib.contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """Be alone among the processes that deliver this run; forget what failed."""
+        try:
+            ensure_store(self.uri)
+            with FileLock(self.run.work / "tracking.lock", timeout=LOCK_SECONDS), reaching_mlflow():
+                self._client = self._client or make_client(self.uri)
+                yield
+        except Timeout as error:
+            self._forget()
+            raise StoreUnavailable("the run is being delivered elsewhere", passing=True) from error
+        except StoreUnavailable:
+            self._forget()
+            raise
+
+    def _deliver(self, facts: dict[str, Any], record: Record) -> int:
+        if self.run_id is None:
+            self._create(facts, record)
+        self._describe(facts, record)
+        self._send_panels()
+        return self._send_points(curve_points(record))
+
+    def _find(self, facts: dict[str, Any], record: Record) -> Any | None:
+        """Look the run up by its identity, and put away the one it replaces.
+
+        Two runs of one identity are told apart by when their records begin: a run that was
+        resumed or is tracked again goes on with the same record, one that was trained again in
+        the same folder has a new one and takes the old one's place.
+        """
+        self._experiment = find_experiment(self._client, self.uri)
+        where = f"tags.`{IDENTITY}` = '{facts['identity']}'"
+        begun = self._begun(record).get(BEGUN)
+        found = None
+        for run in self._client.search_runs([self._experiment], where):
+            theirs = run.data.tags.get(BEGUN)
+            if run.info.run_name != run_name(facts):
+                continue
+            if theirs == begun or begun is None or theirs is None:
+                found = found or run
+            elif run.data.tags.get(FOLDER) == self._folder():
+                self._client.delete_run(run.info.run_id)
+        if found is not None:
+            self.run_id = found.info.run_id
+            self._there = {
+                key: {m.step for m in self._client.get_metric_history(self.run_id, key)}
+                for key in found.data.metrics
+            }
+        return found
+
+    def _folder(self) -> str:
+        # Hashed, because a filter of MLflow's cannot quote every path.
+        return hashlib.sha256(str(self.run.work.resolve()).encode()).hexdigest()[:16]
+
+    @staticmethod
+    def _begun(record: Record) -> dict[str, str]:
+        return {} if record.begun is None else {BEGUN: repr(record.begun)}
+
+    def _create(self, facts: dict[str, Any], record: Record) -> None:
+        where = f"tags.`{FOLDER}` = '{self._folder()}' and attributes.status = 'RUNNING'"
+        for given_up in self._client.search_runs([self._experiment], where):
+            self._client.set_terminated(given_up.info.run_id, "KILLED")
+        run = self._client.create_run(
+            self._experiment,
+            start_time=_milliseconds(facts.get("started")),
+            tags={IDENTITY: facts["identity"], FOLDER: self._folder()} | self._begun(record),
+            run_name=run_name(facts),
+        )
+        self.run_id = run.info.run_id
+
+    def _describe(self, facts: dict[str, Any], record: Record) -> None:
+        from mlflow.entities import Param, RunTag
+
+        known = self._client.get_run(self.run_id).data.params
+        # A parameter can be written once; what differs from an earlier attempt becomes a tag.
+        wanted = parameters(facts, self.labels)
+        changed = {f"now.{k}": v for k, v in wanted.items() if known.get(k, v) != v}
+        values = tags(facts, self.labels, self.sheet) | changed
+        values["folder"] = str(self.run.work.resolve())
+        values |= self._begun(record)
+        self._client.log_batch(
+            self.run_id,
+            params=[Param(key, value) for key, value in wanted.items() if key not in known],
+            tags=[RunTag(key, value) for key, value in values.items()],
+        )
+
+    def _send_points(self, points: list[Point]) -> int:
+        """Send the points whose step is not there yet, in order."""
+        from mlflow.entities import Metric
+
+        new = [point for point in points if point.step not in self._there.get(point.key, ())]
+        for start in range(0, len(new), BATCH):
+            batch = new[start : start + BATCH]
+            self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
+            for point in batch:
+                self._there.setdefault(point.key, set()).add(point.step)
+        return len(new)
+
+    def _send_finals(self, facts: dict[str, Any], metrics: dict[str, Any] | None) -> int:
+        """Send the final scores, unless the ones that are there are the same."""
+        if metrics is None:
+            return 0
+        from mlflow.entities import Metric
+
+        time_ = int((self.run.path / "metrics.json").stat().st_mtime * 1000)
+        known = self._client.get_run(self.run_id).data.metrics
+        points = final_points(facts, metrics, time_)
+        new = [point for point in points if known.get(point.key) != point.value]
+        if new:
+            self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in new])
+        return len(new)
+
+    def _send_files(self, facts: dict[str, Any], metrics: dict[str, Any] | None) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            artifacts.gather(self.run, facts, metrics, Path(folder))
+            self._client.log_artifacts(self.run_id, folder)
+
+    def _send_panels(self) -> None:
+        for name, path in artifacts.panels(self.run).items():
+            if name not in self._panels:
+                folder = str(Path(artifacts.PANELS, name).parent)
+                self._client.log_artifact(self.run_id, str(path), folder)
+                self._panels.add(name)
+
+
+def _milliseconds(moment: str | None) -> int | None:
+    return round(datetime.fromisoformat(moment).timestamp() * 1000) if moment else None
+
+
+def _digest(run: RunFolder, record: Record, labels: dict[str, Any]) -> str:
+    """Name the state of a run's files, so that a run that is all there costs one question."""
+    state = [run.facts(), run.metrics(), labels, list(artifacts.panels(run)), record.last_time]
+    return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()
