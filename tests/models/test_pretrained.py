@@ -22,11 +22,11 @@ from cae_seg.models.backbones.cae import CAE
 from cae_seg.models.pretrained.convert import (
     convert,
     geometric_offsets,
-    load_checkpoint_file,
     load_pretrained,
     resize_position_embedding,
     resize_table,
 )
+from cae_seg.models.pretrained.reading import load_checkpoint_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = json.loads(gzip.decompress((GOLDEN / "ckpt.json.gz").read_bytes()))
