@@ -6,14 +6,15 @@ from importlib.metadata import requires, version
 import pytest
 import snakemake_executor_plugin_slurm as parent
 from packaging.requirements import Requirement
-from snakemake_executor_plugin_cae_slurm import Executor, commands
-from snakemake_executor_plugin_cae_slurm.naming import parse_submission
-from snakemake_executor_plugin_cae_slurm.refusals import classify
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import get_job_wildcards, set_gres_string
 from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 from snakemake_interface_common.plugin_registry import PluginRegistryBase
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+
+from snakemake_executor_plugin_cae_slurm import Executor, commands
+from snakemake_executor_plugin_cae_slurm.naming import parse_submission
+from snakemake_executor_plugin_cae_slurm.refusals import classify
 
 
 class FakeJob:
@@ -21,7 +22,7 @@ class FakeJob:
 
     threads = 4
 
-    class resources(dict):  # noqa: N801
+    class resources(dict):
         """A mapping whose keys are attributes as well, as Snakemake's is."""
 
         __getattr__ = dict.get
