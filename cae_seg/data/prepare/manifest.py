@@ -8,6 +8,7 @@ from typing import Any
 
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_text, read_json
+from cae_seg.redaction import redact
 
 SCHEMA = 1
 SPLITS = ("training", "validation")
@@ -86,7 +87,7 @@ def _to_json(manifest: Manifest, base: Path) -> str:
     value = {
         "schema": SCHEMA,
         "root": shown,
-        "source": manifest.source,
+        "source": redact(manifest.source),
         "fingerprint": manifest.fingerprint,
         "classes": list(manifest.classes),
         "splits": {
