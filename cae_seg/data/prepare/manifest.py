@@ -27,7 +27,7 @@ class Manifest:
         classes: the 150 class names in the order of their numbers.
         counts: images per split.
         files: per split, stem → (bytes of the image, bytes of the annotation).
-        source: the URL, archive or folder that it came from.
+        source: the URL (without credentials), archive or folder that it came from.
     """
 
     root: Path
@@ -36,6 +36,9 @@ class Manifest:
     counts: dict[str, int]
     files: dict[str, dict[str, tuple[int, int]]]
     source: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", redact(self.source))
 
 
 def image_path(root: Path, split: str, stem: str) -> Path:
@@ -87,7 +90,7 @@ def _to_json(manifest: Manifest, base: Path) -> str:
     value = {
         "schema": SCHEMA,
         "root": shown,
-        "source": redact(manifest.source),
+        "source": manifest.source,
         "fingerprint": manifest.fingerprint,
         "classes": list(manifest.classes),
         "splits": {
