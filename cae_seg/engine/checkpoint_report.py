@@ -94,7 +94,7 @@ def _fetch(url: str, sha256: str | None) -> Path:
 def _try_on(settings: Any, path: Path) -> Any:
     """Fill a backbone that nobody will train."""
     from cae_seg.engine.runner import build_backbone
-    from cae_seg.models.pretrained.convert import load_pretrained
+    from cae_seg.models.pretrained.load import load_pretrained
 
     return load_pretrained(build_backbone(settings), path)
 
