@@ -197,6 +197,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--deterministic", action="store_true", help="same numbers on CUDA too")
     parser.add_argument("--images-per-gpu", type=int, help="images that fit at once (accumulates)")
     parser.add_argument("--time-budget", type=float, metavar="MIN", help="stop in time, resumable")
+    _add_knobs(parser)
     parser.add_argument("--sheet", type=Path, help="labels for live tracking")
     parser.add_argument(
         "--lock-wait",
@@ -206,6 +207,25 @@ def _add_train(commands: Any) -> None:
         " 30 in a SLURM job",
     )
     _add_config_options(parser)
+
+
+def _add_knobs(parser: argparse.ArgumentParser) -> None:
+    knobs = parser.add_argument_group(
+        "changes of the recipe", "each sets every place of the config that depends on it"
+    )
+    knobs.add_argument(
+        "--iterations", type=int, metavar="N", help="length of the run; schedules keep their shape"
+    )
+    knobs.add_argument(
+        "--batch-size", type=int, metavar="N", help="images per iteration over all GPUs"
+    )
+    knobs.add_argument(
+        "--crop-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of training crops and sliding test windows",
+    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -231,6 +251,9 @@ def _train(options: argparse.Namespace) -> int:
         images_per_gpu=options.images_per_gpu,
         time_budget=options.time_budget,
         lock_wait=options.lock_wait,
+        iterations=options.iterations,
+        batch_size=options.batch_size,
+        crop_size=options.crop_size and tuple(options.crop_size),
     )
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return launch_train(job)
@@ -373,8 +396,8 @@ def _add_figures(commands: Any) -> None:
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from cae_seg.results.figures import write_figures
     from cae_seg.results.claim_page import write_claim
+    from cae_seg.results.figures import write_figures
 
     write_figures(options.sheet, options.out)
     if options.claim:

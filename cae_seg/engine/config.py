@@ -1,6 +1,5 @@
 """Read a config: from its file, through the checks of its options, to one that can be run."""
 
-import difflib
 import logging
 import re
 from importlib import import_module
@@ -11,8 +10,10 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from cae_seg.config_files import find_config
-from cae_seg.engine.knobs import Knobs, apply_knobs
+from cae_seg.engine.job import Knobs
+from cae_seg.engine.knobs import apply_knobs
 from cae_seg.engine.options import check_options, merge_options, unread_keys
+from cae_seg.engine.readers import similar_types, unknown_types
 from cae_seg.errors import UserError
 from cae_seg.run.logs import quiet_imports
 
@@ -48,14 +49,15 @@ def load_config(
     """
     options = options or {}
     config = read_config(find_config(name))
-    import_custom_modules(config)
-    if "custom_imports.imports" in options:
-        import_custom_modules(merge_options(config, options))
+    move_pretrained(config)
+    merged = merge_options(config, options)
+    import_custom_modules(merged)
+    check_types(merged)
     check_options(config, options)
     config.total_batch_size = global_batch_size(config)
     apply_knobs(config, knobs or Knobs())
     config = merge_options(config, options)
-    move_pretrained(config)
+    move_pretrained(config, none_clears="model.pretrained" in options)
     return config
 
 
@@ -107,18 +109,39 @@ def import_custom_modules(config: Config) -> None:
     init_default_scope(config.get("default_scope", "mmseg"))
 
 
+def check_types(config: Config) -> None:
+    """Check that all types of a config are registered.
+
+    Raises:
+        UserError: naming the first that is not, and what provides it or what was probably meant.
+    """
+    for key, kind in unknown_types(config):
+        package = kind.split(".")[0]
+        if package in PROVIDED_BY:
+            raise UserError(f"{config.filename}: {key}: {kind} needs {PROVIDED_BY[package]}")
+        near = ", ".join(similar_types(kind, config.get("default_scope", "mmseg")))
+        hint = f"; nearest: {near}" if near else "; import its module by custom_imports"
+        raise UserError(f"{config.filename}: {key}: nothing is registered as {kind}{hint}")
 
 
-def move_pretrained(config: Config) -> None:
+def move_pretrained(config: Config, *, none_clears: bool = False) -> None:
     """Move `model.pretrained=FILE` to the `init_cfg` of the backbone.
 
     Segmentors hand the key on to their backbone; not every backbone takes it, all have `init_cfg`.
+
+    Args:
+        config: changed in place.
+        none_clears: whether `model.pretrained=None` removes the backbone's checkpoint. In a file it
+            only says that the checkpoint is named elsewhere.
     """
-    if not isinstance(config.model.get("backbone"), dict):
+    backbone = config.model.get("backbone")
+    if not isinstance(backbone, dict) or "pretrained" not in config.model:
         return
-    checkpoint = config.model.pop("pretrained", None)
+    checkpoint = config.model.pop("pretrained")
     if checkpoint is not None:
-        config.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(checkpoint)}
+        backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(checkpoint)}
+    elif none_clears:
+        backbone.init_cfg = None
 
 
 def global_batch_size(config: Config) -> int:

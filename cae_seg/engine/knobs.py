@@ -1,48 +1,18 @@
 """The three knobs of a run: each sets every place of a config that depends on it."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmengine.config import Config
 
+from cae_seg.engine.job import Knobs
 from cae_seg.errors import UserError
 
 # Keys of a scheduler that count iterations from the start of the run, or over a part of it.
 _SCHEDULE_KEYS = ("begin", "end", "T_max", "total_steps", "step_size", "milestones", "periods")
-_LOOP_KEYS = ("val_begin", "val_interval", "dynamic_intervals")
 # Keys that hold the crop size, wherever they occur: crops and padding of the pipelines and the
 # preprocessor, position grids of the backbone, windows of a sliding test.
 _CROP_KEYS = ("crop_size", "size", "img_size")
-
-
-@dataclass(frozen=True)
-class Knobs:
-    """What a run changes in its recipe; None keeps the config's value.
-
-    Args:
-        iterations: length of the training.
-        batch_size: images of one iteration over all GPUs.
-        crop_size: height and width of the training crops and of the windows of a sliding test.
-
-    Raises:
-        UserError: a number is not positive.
-    """
-
-    iterations: int | None = None
-    batch_size: int | None = None
-    crop_size: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in self.changes().items():
-            numbers = value if isinstance(value, tuple) else (value,)
-            if any(number < 1 for number in numbers):
-                text = " ".join(str(number) for number in numbers)
-                raise UserError(f"--{name.replace('_', '-')} {text}: must be positive")
-
-    def changes(self) -> dict[str, Any]:
-        """Return the knobs that are set."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def apply_knobs(config: Config, knobs: Knobs) -> None:
@@ -64,7 +34,7 @@ def apply_knobs(config: Config, knobs: Knobs) -> None:
 
 
 def _set_iterations(config: Config, iterations: int) -> None:
-    """Scale schedules, warm-up and intervals with the length of the run: the same curve, in less time.
+    """Set the length of the run: schedules and warm-up keep their shape, intervals are capped.
 
     The last value of a schedule may be reached at the last iteration or one after it: the distance
     between the end of the schedule and the end of the run stays.
@@ -83,13 +53,13 @@ def _set_iterations(config: Config, iterations: int) -> None:
         return max(1, round(point * iterations / before)) if point > 0 else point
 
     loop.max_iters = iterations
-    _scale(loop, _LOOP_KEYS, scaled)
     for scheduler in _schedulers(config):
-        _scale(scheduler, _SCHEDULE_KEYS, scaled)
-        if "end" in scheduler:  # a part of the schedule that has become too short to exist
+        _replace(scheduler, _SCHEDULE_KEYS, scaled)
+        if "end" in scheduler:  # a phase that is now shorter than an iteration
             scheduler.end = max(scheduler.end, scheduler.get("begin", 0) + 1)
     checkpoint = (config.get("default_hooks") or {}).get("checkpoint") or {}
-    _scale(checkpoint, ("interval",), scaled)
+    for node, key in ((loop, "val_interval"), (loop, "val_begin"), (checkpoint, "interval")):
+        _replace(node, (key,), lambda interval: min(interval, iterations))
 
 
 def _schedulers(config: Config) -> list[dict]:
@@ -97,10 +67,10 @@ def _schedulers(config: Config) -> list[dict]:
     return [found] if isinstance(found, dict) else found
 
 
-def _scale(node: dict, keys: tuple[str, ...], scaled: Callable[[int], int]) -> None:
+def _replace(node: dict, keys: tuple[str, ...], function: Callable[[int], int]) -> None:
     for key in keys:
         if node.get(key) is not None:
-            node[key] = _each(node[key], scaled)
+            node[key] = _each(node[key], function)
 
 
 def _each(value: Any, function: Callable[[int], int]) -> Any:

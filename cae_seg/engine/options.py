@@ -1,4 +1,4 @@
-"""Refuse options that would have no effect, because nothing reads them or something else decides."""
+"""Refuse options that would have no effect: nothing reads them, or something else decides."""
 
 import difflib
 import re
@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from cae_seg.engine.meta import on_meta_device
-from cae_seg.engine.readers import TOP_LEVEL, Reader, reader_of
+from cae_seg.engine.readers import TOP_LEVEL, reader_of
 from cae_seg.errors import UserError
 
 # Keys that the command decides, whatever the config holds: pattern and what to use instead.
@@ -21,14 +21,17 @@ _DECIDED = [
     (r"(train|val|test)_dataloader\.num_workers", "--workers"),
     (r"train_cfg\.max_iters", "--iterations, which moves the schedules too"),
     (r"optim_wrapper\.accumulative_counts", "--images-per-gpu"),
-    (r"optim_wrapper\.(type|dtype|loss_scale|opt_level)", "--precision"),
+    (r"optim_wrapper\.(type|dtype)", "--precision"),
     (r"randomness(\..*)?", "--seed and --deterministic"),
+    (r"env_cfg\.cudnn_benchmark", "--deterministic; without it the fastest kernels are chosen"),
     (r"work_dir", "--work-dir"),
     (r"launcher", "--gpus"),
     (r"resume", "the same --work-dir again: an interrupted run resumes by itself"),
     (r"experiment_name", "--name"),
 ]
-_DECIDED_BY_ENGINE = r"(model_wrapper_cfg|sync_bn)(\..*)?"
+_DECIDED_BY_ENGINE = (
+    r"(model_wrapper_cfg|sync_bn|env_cfg\.dist_cfg|.*_dataloader\.pin_memory)(\..*)?"
+)
 # Names that are often given for one of the command's own options.
 _SYNONYMS = {
     "iterations": "--iterations",
@@ -42,6 +45,7 @@ _SYNONYMS = {
     "learning_rate": "--learning-rate",
     "lr": "--learning-rate",
     "pretrained": "--pretrained",
+    "data_root": "--data MANIFEST",
     "seed": "--seed",
     "deterministic": "--deterministic",
 }
@@ -82,11 +86,21 @@ def merge_options(config: Config, options: dict[str, Any]) -> Config:
     """
     merged = config.copy()
     for key, value in options.items():
+        _open_empty_parts(merged, key)
         try:
             merged.merge_from_dict({key: value})
         except (KeyError, TypeError, AssertionError, AttributeError, ValueError) as error:
             raise UserError(f"{key}: {_misfit(merged, key, error)}") from error
     return merged
+
+
+def _open_empty_parts(config: Config, key: str) -> None:
+    """Let an option set a part of what is None in the file, e.g. `clip_grad.max_norm`."""
+    node: Any = config._cfg_dict
+    for name in key.split(".")[:-1]:
+        if isinstance(node, dict) and name in node and node[name] is None:
+            node[name] = {}
+        node = _entry(node, name)
 
 
 def unread_keys(config: Config) -> Iterator[str]:
@@ -136,7 +150,7 @@ class _Checker:
             if re.fullmatch(pattern, key):
                 return f"decided by the command; use {instead}"
         if re.fullmatch(_DECIDED_BY_ENGINE, key):
-            return "decided by the engine, for any number of GPUs; leave it out"
+            return "decided by the engine for this machine; leave it out"
         if key.split(".")[0] == "data_preprocessor" and "data_preprocessor" in self.config.model:
             return f"model.data_preprocessor is used instead; set model.{key}"
         return None
@@ -184,8 +198,10 @@ class _Checker:
             return f"nothing reads this key{f'; nearest: {names}' if names else ''}"
         places = [".".join([path, *rest]) for path in self._places(self.config[top])]
         remedy = f"set {' and '.join(places[:6])}" if places else "change the file"
-        if top == "crop_size" or "train_cfg.max_iters" in places:
-            remedy = f"use {_SYNONYMS['crop_size' if top == 'crop_size' else 'max_iters']}"
+        if "train_cfg.max_iters" in places:
+            remedy = f"use {_SYNONYMS['max_iters']}"
+        if top in _SYNONYMS:
+            remedy = f"use {_SYNONYMS[top]}"
         return f"a variable of the file, which has no effect once the file is read; {remedy}"
 
     def _places(self, value: Any) -> Iterator[str]:

@@ -4,9 +4,10 @@ Under a `type` these are the arguments of the registered class. The few mappings
 are read by name are listed here.
 """
 
+import difflib
 import inspect
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -53,7 +54,7 @@ _MAPPINGS: list[tuple[str, set[str]]] = [
     (r"optim_wrapper\.clip_grad", _CLIP_GRAD),
     (r"optim_wrapper\.paramwise_cfg\.custom_keys\..+", {"lr_mult", "decay_mult"}),
 ]
-# Mappings without a `type` that hold more than is known here: names that are read beside the file's.
+# Mappings without a `type` that may hold more than is known here: names besides those of the file.
 _OPEN_MAPPINGS: list[tuple[str, set[str]]] = [
     (r"model\.test_cfg", {"mode", "crop_size", "stride"}),
     (r".*\.data_prefix", {"img_path", "seg_map_path"}),
@@ -69,6 +70,14 @@ _TAKEN_BY_BUILDER: list[tuple[str, set[str]]] = [
     (r".*norm_cfg", {"requires_grad"}),
     (r".*init_cfg(\.\d+)?", {"override"}),
 ]
+_DEFAULT_HOOKS = {
+    "runtime_info",
+    "timer",
+    "sampler_seed",
+    "logger",
+    "param_scheduler",
+    "checkpoint",
+}
 _DEFAULT_TYPES = {
     "train_cfg": "IterBasedTrainLoop",
     "val_cfg": "ValLoop",
@@ -77,6 +86,10 @@ _DEFAULT_TYPES = {
     "optim_wrapper": "OptimWrapper",
     "visualizer": "Visualizer",
 }
+# Types whose parts have types of another library: albumentations' transforms.
+_OWN_TYPES_INSIDE = {"Albu"}
+# Arguments that name the class to which the rest of the arguments goes, and their defaults.
+_FORWARDING = {"resize_type": "Resize", "ema_type": "ExponentialMovingAverage"}
 _PARAMWISE_OF_MMENGINE = {
     "custom_keys",
     "norm_decay_mult",
@@ -120,7 +133,8 @@ def reader_of(config: Config, path: str, node: dict[str, Any]) -> Reader:
     if found := [names for pattern, names in _MAPPINGS if re.fullmatch(pattern, path)]:
         return Reader(path, found[0])
     if path == "default_hooks":
-        return Reader(path, {name for name, hook in node.items() if "type" in (hook or {"type"})})
+        added = {name for name, hook in node.items() if "type" in (hook or {"type"})}
+        return Reader(path, added | _DEFAULT_HOOKS)
     if path == "optim_wrapper.paramwise_cfg":
         return _paramwise_reader(config)
     if path == "optim_wrapper.paramwise_cfg.custom_keys":
@@ -131,6 +145,39 @@ def reader_of(config: Config, path: str, node: dict[str, Any]) -> Reader:
         return Reader(path, _matching(_OPEN_MAPPINGS, path), complete=False)
     title = kind if isinstance(kind, str) else kind.__name__
     return Reader(f"{path} ({title})", names | {"type"} | _matching(_TAKEN_BY_BUILDER, path))
+
+
+def unknown_types(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield dotted key and name of each type in a config that no registry knows."""
+    scope = config.get("default_scope", "mmseg")
+    for top in sorted(TOP_LEVEL & set(config)):
+        yield from _unknown_below(config[top], top, scope)
+
+
+def similar_types(kind: str, scope: str) -> list[str]:
+    """Return registered names that are similar to an unknown one."""
+    registries = {id(found): found for own in _registries(scope) for found in (own, own.parent)}
+    names = {name for found in registries.values() if found for name in found.module_dict}
+    return difflib.get_close_matches(kind, sorted(names), n=3)
+
+
+def _unknown_below(node: Any, path: str, scope: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        kind = node.get("type")
+        if isinstance(kind, str) and not any(re.fullmatch(p, path) for p, _ in _MAPPINGS):
+            if not _is_registered(kind, scope):
+                yield f"{path}.type", kind
+            if kind in _OWN_TYPES_INSIDE:
+                return
+    if isinstance(node, dict | list | tuple):
+        pairs = node.items() if isinstance(node, dict) else enumerate(node)
+        for name, value in pairs:
+            yield from _unknown_below(value, f"{path}.{name}", scope)
+
+
+@cache
+def _is_registered(kind: str, scope: str) -> bool:
+    return bool(_registered(kind, scope))
 
 
 def _paramwise_reader(config: Config) -> Reader:
@@ -151,13 +198,11 @@ def _matching(table: list[tuple[str, set[str]]], path: str) -> set[str]:
 
 
 def _names_of_type(kind: Any, node: dict[str, Any], scope: str) -> set[str]:
-    """Return the arguments of a class; none where the class is unknown.
-
-    Some transforms hand the rest of their arguments on to another one, named by `resize_type`.
-    """
+    """Return the arguments of a class; none where the class is unknown."""
     names = set(_arguments_of_type(kind, scope))
-    if "resize_type" in names:
-        names |= _arguments_of_type(node.get("resize_type", "Resize"), scope)
+    for argument, default in _FORWARDING.items():
+        if argument in names:
+            names |= _arguments_of_type(node.get(argument) or default, scope)
     return names
 
 
