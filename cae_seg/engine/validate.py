@@ -4,13 +4,13 @@ No library is needed here, so that a mistyped name costs a moment and not a queu
 """
 
 import math
-import os
 import re
 from pathlib import Path
 
 from cae_seg.config_files import find_config
 from cae_seg.engine.job import EvaluateJob, Job, TrainJob
 from cae_seg.errors import UserError
+from cae_seg.files import check_output_file, check_writable
 
 
 def check_job(job: Job) -> None:
@@ -60,21 +60,6 @@ def check_checkpoint(path: Path) -> None:
         raise UserError(f"{path}: {kind}; name the downloaded file")
 
 
-def check_writable(folder: Path) -> None:
-    """Check that files can be made in `folder`, or that it can be made, without making it.
-
-    Raises:
-        UserError: it cannot.
-    """
-    present = folder.absolute()
-    while not present.exists():
-        present = present.parent
-    if not present.is_dir():
-        raise UserError(f"{present}: is a file where a folder is needed")
-    if not os.access(present, os.W_OK | os.X_OK):
-        raise UserError(f"{folder}: cannot be written; choose another folder or mend its rights")
-
-
 # Arguments of a job that replace keys of its config: pattern of the keys, field of the job.
 _REPLACED_BY = [
     (r"optim_wrapper\.optimizer\.lr", "learning_rate"),
@@ -104,7 +89,7 @@ def _check_train(job: TrainJob) -> None:
             raise UserError(f"--{name} {value}: must be positive")
     job.knobs  # noqa: B018  (refuses numbers that are not positive)
     check_writable(job.work_dir)
-    check_writable(job.run_file.parent)
+    check_output_file(job.run_file)
 
 
 def _check_evaluate(job: EvaluateJob) -> None:
@@ -112,6 +97,6 @@ def _check_evaluate(job: EvaluateJob) -> None:
     if job.out is not None:
         if job.out.suffix not in (".json", ".pkl"):
             raise UserError(f"--out {job.out}: must end in .json (metrics) or .pkl (label maps)")
-        check_writable(job.out.parent)
+        check_output_file(job.out)
     if job.show_dir is not None:
         check_writable(job.show_dir)
