@@ -5,6 +5,7 @@ No library is imported, so that the command line and Snakemake can check names a
 
 import difflib
 import importlib.util
+import re
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from cae_seg.errors import UserError
 
 SHIPPED = Path("configs_local")
 ZOO_PREFIX = "mmseg::"
+# `_8xb2-` (GPUs x images of each) in the names of the zoo, `_8x4_` in its older ones.
+_GPUS_AND_IMAGES = (re.compile(r"_(\d+)xb(\d+)(?=[_-])"), re.compile(r"_(\d)x(\d{1,2})(?=[_-])"))
 
 
 def find_config(name: str | Path, root: Path | str = ".") -> Path:
@@ -56,6 +59,14 @@ def zoo_configs() -> dict[str, Path]:
     return {
         path.relative_to(folder).as_posix(): path for path in found if "_base_" not in path.parts
     }
+
+
+def named_batch_size(stem: str) -> int | None:
+    """Return the images of one iteration over all GPUs where the name of a config holds them."""
+    for pattern in _GPUS_AND_IMAGES:
+        if found := pattern.search(f"_{stem}_"):
+            return int(found[1]) * int(found[2])
+    return None
 
 
 def _find_in_zoo(name: str) -> Path:

@@ -1,7 +1,6 @@
 """Read a config: from its file, through the checks of its options, to one that can be run."""
 
 import logging
-import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from cae_seg.config_files import find_config
+from cae_seg.config_files import find_config, named_batch_size
 from cae_seg.engine.job import Knobs
 from cae_seg.engine.knobs import apply_knobs
 from cae_seg.engine.options import check_options, merge_options, unread_keys
@@ -21,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 # Top-level keys of mmsegmentation 0.x that have a new name or form in 1.x.
 OLD_KEYS = {"data", "optimizer_config", "lr_config", "checkpoint_config", "evaluation"}
-# `_8xb2-` (GPUs x images) in the names of the zoo, `_8x4_` in its older ones.
-_GPUS_AND_IMAGES = (re.compile(r"_(\d+)xb(\d+)(?=[_-])"), re.compile(r"_(\d)x(\d{1,2})(?=[_-])"))
 # Packages that configs of the zoo import or name types of, and what provides them.
 PROVIDED_BY = {
     "mmpretrain": "onedl-mmpretrain (pip install 'cae-seg[zoo]')",
@@ -153,10 +150,8 @@ def global_batch_size(config: Config) -> int:
     scaling = config.get("auto_scale_lr") or {}
     if total := config.get("total_batch_size") or scaling.get("base_batch_size"):
         return total
-    stem = f"_{Path(config.filename or '').stem}_"
-    for pattern in _GPUS_AND_IMAGES:
-        if found := pattern.search(stem):
-            return int(found[1]) * int(found[2])
+    if total := named_batch_size(Path(config.filename or "").stem):
+        return total
     return (config.get("train_dataloader") or {}).get("batch_size", 1)
 
 

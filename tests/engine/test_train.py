@@ -318,7 +318,7 @@ def test_config_with_an_error_in_it_is_one_line(make_job, tmp_path):
     [
         (b"PK\x03\x04 cut", "truncated"),
         (b"hello", "not a checkpoint"),
-        (None, "does not fill|no v"),
+        (None, "does not fill|no v|no backbone"),
     ],
 )
 def test_pretrained_that_is_no_checkpoint_is_one_line(make_job, tmp_path, content, message):

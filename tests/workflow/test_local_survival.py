@@ -9,7 +9,6 @@ from collections.abc import Callable
 import pytest
 from checkouts import Checkout
 from disturbed_runs import (
-    DEFAULTS,
     INTERVAL,
     MEASURES,
     Run,
@@ -28,10 +27,9 @@ ITERATIONS = 100
 def checkout(tmp_path_factory) -> Checkout:
     """A copy of the repository with the real commands and two sheets of the same run."""
     copy = Checkout(tmp_path_factory.mktemp("local"), stub=False)
-    options = DEFAULTS["options"] | {"train_cfg.max_iters": ITERATIONS}
     for sheet, rows in (("calm", ["undisturbed"]), ("storm", DISTURBED)):
         path = copy.path / f"{sheet}.yaml"
-        write_sheet(path, {row: {} for row in rows}, cpus=1, options=options)
+        write_sheet(path, {row: {} for row in rows}, cpus=1, iterations=ITERATIONS)
     return copy
 
 
