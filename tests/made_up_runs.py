@@ -122,7 +122,7 @@ def start_run(folder: Path, name: str | None = "row", seed: int = 0, **facts: An
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
     (work / "facts.json").write_text(json.dumps(made_up_facts(name, seed, **facts)))
-    (work / "config.py").write_text("model = dict(type='CAESegmentor')\n")
+    (work / "config.py").write_text("model = dict(type='FastEncoderDecoder')\n")
     (work / "train.log").write_text("iteration 10 of 200\n")
     return folder
 
@@ -145,7 +145,7 @@ def finish_run(folder: Path, miou: float = 48.0, *, lines: bool = True) -> None:
         "weights": {"path": "work/weights.pth", "sha256": "e" * 64},
         "evaluations": evaluations,
     }
-    (folder / "config.py").write_text("model = dict(type='CAESegmentor')\n")
+    (folder / "config.py").write_text("model = dict(type='FastEncoderDecoder')\n")
     (folder / "run.json").write_text(json.dumps(run))
 
 

@@ -8,6 +8,7 @@ from cae_seg.data.prepare.download import download, is_url, url_name
 from cae_seg.engine.validate import check_checkpoint
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, read_json, sha256_file
+from cae_seg.redaction import redact
 from cae_seg.run.locks import FileLock
 
 CHECKPOINTS = Path("checkpoints")
@@ -49,7 +50,7 @@ def inspect_checkpoint(
     report = _try_on(settings, path)
     result = {
         "schema": 1,
-        "source": source,
+        "source": redact(source),
         "path": str(path),
         "sha256": found,
         **_stamp(path),
@@ -94,7 +95,7 @@ def _fetch(url: str, sha256: str | None) -> Path:
 def _try_on(settings: Any, path: Path) -> Any:
     """Fill a backbone that nobody will train."""
     from cae_seg.engine.runner import build_backbone
-    from cae_seg.models.pretrained.convert import load_pretrained
+    from cae_seg.models.pretrained.load import load_pretrained
 
     return load_pretrained(build_backbone(settings), path)
 

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from cae_seg.data.images import read_image
 from cae_seg.data.metric import CLASSES, confusion, scores
 from cae_seg.data.visualize import ade20k_palette, paint_labels, paint_panel
 from cae_seg.engine.job import DONE, EvaluateJob
@@ -170,7 +171,7 @@ class Evaluation:
             _save(painting, wishes.paintings / f"{path.stem}.png")
         if wishes.panels is not None and number % -(-len(self.dataset) // PANELS) == 0:
             panel = paint_panel(
-                np.asarray(Image.open(path).convert("RGB")),
+                read_image(path),
                 truth.cpu().numpy(),
                 label.cpu().numpy(),
                 self.dataset.metainfo["classes"],

@@ -30,7 +30,7 @@ from cae_seg.engine.job import EvaluateJob, Job
 from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.validate import check_checkpoint, check_config, parse_learning_rate
 from cae_seg.errors import UserError
-from cae_seg.models.pretrained.convert import load_checkpoint_file
+from cae_seg.models.pretrained.reading import load_checkpoint_file
 from cae_seg.run.logs import quiet_imports
 
 with quiet_imports():

@@ -15,17 +15,17 @@ from torch import Tensor
 
 from cae_seg.errors import UserError
 from cae_seg.models.accelerate import Switch, Switches, resolve, switch
-from cae_seg.models.heads.upernet import CAEFCNHead, CAEUPerHead
+from cae_seg.models.heads.upernet import FastFCNHead, FastUPerHead
 from cae_seg.models.ops.cpu.memory import keep_freed_memory
 from cae_seg.models.ops.resize import resize_bilinear
 from cae_seg.models.ops.windows import Axis, Coarse, View, labels_of
 
 _WINDOWS_PER_BATCH = {"cpu": 2, "cuda": 16}
-_OUR_HEADS = (CAEUPerHead.__name__, CAEFCNHead.__name__)
+_OUR_HEADS = (FastUPerHead.__name__, FastFCNHead.__name__)
 
 
 @MODELS.register_module()
-class CAESegmentor(EncoderDecoder):
+class FastEncoderDecoder(EncoderDecoder):
     """mmsegmentation's `EncoderDecoder` with the published `pretrained` and faster inference.
 
     Args:

@@ -289,7 +289,7 @@ def test_published_option_names_the_checkpoint(make_job, tmp_path):
     ("model", "message"),
     [
         ("backbone=dict(type='CEA')", r"named CEA; nearest: CAE"),
-        ("type='CAESegmenter'", r"named CAESegmenter; nearest: CAESegmentor"),
+        ("type='FastEncoderDecodr'", r"named FastEncoderDecodr; nearest: FastEncoderDecoder"),
         ("backbone=dict(wdith=3)", r"cannot be built \(.*wdith"),
         ("backbone=dict(out_indices=[0, 1])", r"cannot be built \(.*out_indices"),
     ],

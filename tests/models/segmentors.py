@@ -12,7 +12,7 @@ import cae_seg.registration  # noqa: F401
 
 NORM = {"type": "AnyDeviceSyncBN", "requires_grad": True}
 TINY = {
-    "type": "CAESegmentor",
+    "type": "FastEncoderDecoder",
     "backbone": {
         "type": "CAE",
         "img_size": 64,
@@ -29,7 +29,7 @@ TINY = {
         "out_indices": [0, 1, 2, 3],
     },
     "decode_head": {
-        "type": "CAEUPerHead",
+        "type": "FastUPerHead",
         "in_channels": [64, 64, 64, 64],
         "in_index": [0, 1, 2, 3],
         "pool_scales": (1, 2, 3, 6),
@@ -41,7 +41,7 @@ TINY = {
         "loss_decode": {"type": "CrossEntropyLoss", "use_sigmoid": False, "loss_weight": 1.0},
     },
     "auxiliary_head": {
-        "type": "CAEFCNHead",
+        "type": "FastFCNHead",
         "in_channels": 64,
         "in_index": 2,
         "channels": 32,

@@ -4,7 +4,7 @@ from mmengine.structures import PixelData
 from mmseg.models.decode_heads import FCNHead, UPerHead
 from mmseg.structures import SegDataSample
 
-from cae_seg.models.heads.upernet import CAEFCNHead, CAEUPerHead
+from cae_seg.models.heads.upernet import FastFCNHead, FastUPerHead
 from cae_seg.models.layers.stochastic import SampleDropout2d
 
 UPER = {"in_channels": [12, 16, 12, 8], "in_index": [0, 1, 2, 3], "channels": 16, "num_classes": 7}
@@ -17,7 +17,7 @@ FCN = {
     "num_classes": 7,
 }
 COMMON = {"norm_cfg": {"type": "BN"}, "dropout_ratio": 0}
-HEADS = {"uper": (UPerHead, CAEUPerHead, UPER), "fcn": (FCNHead, CAEFCNHead, FCN)}
+HEADS = {"uper": (UPerHead, FastUPerHead, UPER), "fcn": (FCNHead, FastFCNHead, FCN)}
 
 
 def features() -> list[torch.Tensor]:
@@ -71,7 +71,7 @@ def test_logits_loss_and_gradients_agree_with_mmsegmentation(kind, fast_paths):
 
 
 def test_dropout_is_per_sample_and_off_in_eval_mode():
-    head = CAEUPerHead(**UPER, **(COMMON | {"dropout_ratio": 0.5}))
+    head = FastUPerHead(**UPER, **(COMMON | {"dropout_ratio": 0.5}))
     assert isinstance(head.dropout, SampleDropout2d)
     head.eval()
     with torch.no_grad():

@@ -43,16 +43,16 @@ exec {command} "$@"
 def office(cluster, tmp_path_factory) -> Site:
     """A working folder where training ends once there is no file `hold`.
 
-    What Snakemake asks SLURM is noted in `sacct.calls`.
+    What Snakemake asks SLURM is noted in `squeue.calls`.
     """
     site = Site(tmp_path_factory.mktemp("office") / "checkout", cluster.environment())
     bin_ = site.path / "bin"
     bin_.mkdir()
     (bin_ / "cae-seg").write_text(STUB.format(stub=ROOT / "tests/workflow/stub_cae_seg.sh"))
     (bin_ / "cae-seg").chmod(0o755)
-    real = shutil.which("sacct", path=os.environ["PATH"])
-    (bin_ / "sacct").write_text(NOTING.format(calls=site.path / "sacct.calls", command=real))
-    (bin_ / "sacct").chmod(0o755)
+    real = shutil.which("squeue", path=os.environ["PATH"])
+    (bin_ / "squeue").write_text(NOTING.format(calls=site.path / "squeue.calls", command=real))
+    (bin_ / "squeue").chmod(0o755)
     yield site
     site.close()
 
@@ -114,7 +114,7 @@ def test_nothing_is_needed_or_left_in_the_home_folder(submitted, office):
 
 def test_one_question_asks_about_all_jobs_and_questions_become_rarer(office):
     sheet = office.sheet("many", {f"row{number}": {} for number in range(12)})
-    calls = office.path / "sacct.calls"
+    calls = office.path / "squeue.calls"
     calls.unlink(missing_ok=True)
     (office.path / "hold").touch()
     process = start(office, sheet, "--until", "fine_tune", "--jobs", "6")
@@ -137,7 +137,7 @@ def running(site: Site) -> set[str]:
 def questions(site: Site) -> list[tuple[float, list[str]]]:
     """Return when Snakemake asked for the states of jobs, and of which."""
     try:
-        lines = (site.path / "sacct.calls").read_text().splitlines()
+        lines = (site.path / "squeue.calls").read_text().splitlines()
     except FileNotFoundError:
         return []
     found = [re.match(r"(\S+) .*--jobs=(\S+)", line) for line in lines]

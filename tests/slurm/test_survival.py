@@ -209,6 +209,7 @@ def failed(site: Site, tmp_path_factory) -> Scenario:
     process.wait()
     restart_controller(scenario)
     # The same command again, while the jobs of the dead Snakemake still run.
+    site.unlock()
     second = site.snakemake(scenario.sheet, "--retries", "0", **tracking)
     waiting = {
         name: wait_until(f"{name} is queued again", lambda name=name: site.job(name, "PENDING"))

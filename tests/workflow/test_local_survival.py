@@ -78,6 +78,7 @@ def interrupted(checkout, baseline, tmp_path_factory) -> dict:
         second.kill()
         second.wait()
         orphans = [one.processes() for one in runs]
+        checkout.run("--unlock")
         third = start()
         wait_until(
             "the new processes wait for the old ones",

@@ -1,24 +1,29 @@
 import hashlib
-import shlex
+import re
 from pathlib import Path
 
 from cae_seg.run.provenance import code_fingerprint
 from cae_seg.errors import UserError
-from cae_seg.sheet.sheet import Experiment, Sheet, load_sheet
+from cae_seg.sheet.sheet import EXPANDED, Experiment, Sheet, load_sheet
 from cae_seg.files import read_json
 
 
+# Values of the sheet reach a shell only as `{name:q}`, which quotes each item of a list, and as
+# `--option={name:q}`, so that a leading dash is no option. Input functions and functions of params
+# return them, because Snakemake expands `{…}` in plain strings.
 def read_sheet() -> Sheet:
     """Read the sheet that `--config sheet=FILE` names, or the published one."""
+    path = str(config["sheet"])
+    if set(path) & EXPANDED:
+        raise SystemExit(f"error: {path}: one of <>{{}} in the name; rename the sheet")
     try:
-        return load_sheet(config["sheet"])
+        return load_sheet(path)
     except UserError as error:
         raise SystemExit(f"error: {error}")
 
 
 SHEET = read_sheet()
 ROWS = {row.name: row for row in SHEET.experiments}
-PROFILE_GPU_MODEL = {}  # of rules, where the profile or the command line says one
 AMONG_RESULTS = {"caption": "../report/table.rst", "category": "Results"}
 
 
@@ -43,15 +48,21 @@ def archive(wildcards) -> list[str]:
     return present(source, SHEET.manifest, f"mend `data.source` in {SHEET.path}")
 
 
-def expected_images(wildcards) -> str:
+def expected_images(wildcards) -> list[str]:
     """Return the numbers of images that the data must have, as SPLIT=IMAGES."""
-    return " ".join(f"{split}={images}" for split, images in SHEET.data.expected.items())
+    return [f"{split}={images}" for split, images in SHEET.data.expected.items()]
+
+
+def data_source(wildcards) -> str:
+    """Return where the data comes from."""
+    return SHEET.data.source
 
 
 def inspection(found: Experiment) -> str:
     """Name the inspection of a row's checkpoint; rows of one checkpoint and config share it."""
     what = f"{found.checkpoint} {found.checkpoint_sha256} {found.config}"
-    return f"{Path(found.checkpoint).stem}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+    stem = re.sub(r"[^\w.-]", "_", Path(found.checkpoint).stem)[:80].lstrip("-.")
+    return f"{stem}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
 
 INSPECTED = {inspection(found): found for found in SHEET.experiments}
@@ -79,33 +90,31 @@ def present(file: str, result: Path, remedy: str) -> list[str]:
     raise SystemExit(f"error: {file}: no such file; {remedy}")
 
 
-def flag(name: str, value) -> str:
-    """Write an option of `cae-seg`, or nothing where there is no value."""
-    return "" if value in (None, False) else f"--{name}" if value is True else f"--{name} {value}"
+def flag(name: str, value) -> list[str]:
+    """Return an option of `cae-seg` as arguments: none where there is no value."""
+    if value in (None, False):
+        return []
+    return [f"--{name}" if value is True else f"--{name}={value}"]
 
 
-def recipe_options(wildcards) -> str:
+def recipe_options(wildcards) -> list[str]:
     """Return what a row changes in its config beyond the learning rate."""
     found = row(wildcards)
-    pairs = [shlex.quote(f"{key}={value}") for key, value in found.options.items()]
-    flags = [
-        flag("deterministic", found.deterministic),
-        flag("cfg-options", " ".join(pairs) or None),
-    ]
-    return " ".join(part for part in flags if part)
+    pairs = [f"--cfg-options={key}={value}" for key, value in found.options.items()]
+    return [*flag("deterministic", found.deterministic), *pairs]
 
 
 # Parameters that depend on `resources` are no reason to run again: other hardware, same run.
-def machine_options(wildcards, resources) -> str:
+def machine_options(wildcards, resources) -> list[str]:
     """Return the hardware options of a training."""
     images = flag("images-per-gpu", row(wildcards).images_per_gpu)
-    return f"{device_options(wildcards, resources)} --nodes {resources.nodes} {images}".strip()
+    return [*device_options(wildcards, resources), f"--nodes={resources.nodes}", *images]
 
 
-def device_options(wildcards, resources) -> str:
+def device_options(wildcards, resources) -> list[str]:
     """Return the device options of a job: the GPUs that it was given on each of its nodes."""
     given = given_gpus(wildcards, resources) // resources.nodes
-    return f"--device {row(wildcards).device} --gpus {given}" if given else "--device cpu"
+    return [f"--device={row(wildcards).device}", f"--gpus={given}"] if given else ["--device=cpu"]
 
 
 def given_gpus(wildcards, resources) -> int:
@@ -119,18 +128,46 @@ def gpus(wildcards) -> int:
     return found.gpus if found.nodes == 1 else 0
 
 
-# The SLURM executor's own job step asks for all of `gpu` on one node, so that a job of several
+def row_resource(key: str, otherwise=None):
+    """Return a resource function: the row's value, or `otherwise`, or the default resource.
+
+    `--set-resources` replaces the function, and so comes before the row.
+    """
+
+    def value(wildcards, input, attempt, threads, rulename, async_run):
+        chosen = getattr(row(wildcards).resources, key)
+        if chosen is not None or otherwise is not None:
+            chosen = otherwise if chosen is None else chosen
+            return chosen(wildcards) if callable(chosen) else chosen
+        default = (workflow.resource_settings.default_resources or {}).get(key)
+        known = dict(input=input, attempt=attempt, threads=threads, rulename=rulename)
+        return default and default.evaluate(wildcards, **known, async_run=async_run).value
+
+    return value
+
+
+def site_resources() -> dict:
+    """Return the resources that name a part of the cluster, from the row or the profile."""
+    keys = ("slurm_partition", "slurm_account", "qos", "constraint", "slurm_extra")
+    return {key: row_resource(key) for key in keys}
+
+
+def gpu_model(wildcards, input, attempt, threads, rulename, async_run) -> str | None:
+    """Return the GPU type of a training; none where `gres` names it."""
+    if row(wildcards).nodes > 1:
+        return None
+    return row_resource("gpu_model")(wildcards, input, attempt, threads, rulename, async_run)
+
+
+# The job step of the SLURM executor asks for all of `gpu` on one node, so that a job of several
 # nodes does not start; `gres` counts by node.
 def gres(wildcards, input, attempt, threads, rulename, async_run) -> str | None:
     """Return the GPUs of each node of a training on several, as SLURM writes them."""
     found = row(wildcards)
     if found.nodes == 1 or not found.gpus:
         return None
-    kind, said = found.resources.gpu_model, PROFILE_GPU_MODEL.get(rulename)
-    if kind is None and said is not None:
-        known = dict(input=input, attempt=attempt, threads=threads, rulename=rulename)
-        kind = said.evaluate(wildcards, **known, async_run=async_run).value
-    return ":".join(["gpu", *([kind] if kind else []), str(found.gpus // found.nodes)])
+    model = row_resource("gpu_model")(wildcards, input, attempt, threads, rulename, async_run)
+    return ":".join(["gpu", *([model] if model else []), str(found.gpus // found.nodes)])
 
 
 def cpus(wildcards) -> int:
@@ -172,33 +209,16 @@ def undelivered(wildcards) -> str:
     return f"offered at {file.stat().st_mtime_ns}"
 
 
+def sheet_input(wildcards) -> str:
+    """Return the sheet as an input."""
+    return str(SHEET.path)
+
+
 def sheet_file(wildcards, input) -> str:
     """Return the sheet; depending on `input`, it is no reason to run a job again."""
     return str(SHEET.path)
 
 
-def obey_row(rule: str) -> None:
-    """Let `resources` of a row come before those of the rule, the profile and the command line."""
-    resources = workflow.get_rule(rule).resources
-    keys = {key for found in SHEET.experiments for key in found.resources.model_fields_set}
-    if "gpu_model" in resources:
-        PROFILE_GPU_MODEL[rule] = resources["gpu_model"]
-        keys.add("gpu_model")
-    for key in keys:
-        resources[key] = row_resource(key, resources.get(key))
-
-
-def row_resource(key: str, otherwise):
-    """Return a function that takes a resource from the row of a job, if the row says it."""
-
-    def value(wildcards, input, attempt, threads, rulename, async_run):
-        found = row(wildcards)
-        if key == "gpu_model" and found.nodes > 1 and rulename == "fine_tune":
-            return None  # `gres` names it
-        chosen = getattr(found.resources, key)
-        if chosen is not None:
-            return chosen
-        known = dict(input=input, attempt=attempt, threads=threads, rulename=rulename)
-        return otherwise.evaluate(wildcards, **known, async_run=async_run).value
-
-    return value
+def sheet_setting(wildcards, input) -> str:
+    """Return the setting of `snakemake --config` that names the sheet."""
+    return f"sheet={SHEET.path}"

@@ -13,22 +13,21 @@ rule evaluate:
         "../../environment.yml"
     threads: lambda wildcards: min(8, cpus(wildcards))
     resources:
+        **site_resources(),
         gpu=lambda wildcards: min(1, row(wildcards).gpus),
+        gpu_model=row_resource("gpu_model"),
         nodes=1,
-        mem_mb=24000,
-        runtime="4h",
+        mem_mb=row_resource("mem_mb", 24000),
+        runtime=row_resource("runtime", "4h"),
     params:
         weights=work_weights,
         machine=device_options,
     message:
         "Evaluate {wildcards.experiment}, seed {wildcards.seed}"
     shell:
-        "cae-seg evaluate {input.config} {params.weights} --data {input.data}"
-        " --name {wildcards.experiment} --seed {wildcards.seed} {params.machine}"
-        " --out {output.metrics} 2>&1 | tee {log}"
-
-
-obey_row("evaluate")
+        "cae-seg evaluate {input.config:q} {params.weights:q} --data={input.data:q}"
+        " --name={wildcards.experiment:q} --seed={wildcards.seed:q} {params.machine:q}"
+        " --out={output.metrics:q} 2>&1 | tee {log:q}"
 
 
 rule summarise:
@@ -43,4 +42,4 @@ rule summarise:
     message:
         "Join the seeds of {wildcards.experiment}"
     shell:
-        "cae-seg summarise --out {output.metrics} {input.metrics} 2>&1 | tee {log}"
+        "cae-seg summarise --out={output.metrics:q} {input.metrics:q} 2>&1 | tee {log:q}"

@@ -74,7 +74,7 @@ def _finish(module: ConvModule, x: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class CAEUPerHead(_Head, UPerHead):
+class FastUPerHead(_Head, UPerHead):
     """Unified perceptual parsing head (arXiv:1807.10221) over four maps.
 
     Takes maps (N, C_i, h_i, w_i), finest first; returns logits (N, classes, h_0, w_0).
@@ -114,5 +114,5 @@ class CAEUPerHead(_Head, UPerHead):
 
 
 @MODELS.register_module()
-class CAEFCNHead(_Head, FCNHead):
+class FastFCNHead(_Head, FCNHead):
     """Convolutions on one map (N, C, h, w); returns logits (N, classes, h, w)."""

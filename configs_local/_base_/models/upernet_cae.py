@@ -3,7 +3,7 @@
 norm_cfg = dict(type="AnyDeviceSyncBN", requires_grad=True)
 
 model = dict(
-    type="CAESegmentor",
+    type="FastEncoderDecoder",
     data_preprocessor=dict(
         type="BatchPreprocessor",
         mean=[123.675, 116.28, 103.53],
@@ -31,7 +31,7 @@ model = dict(
         out_indices=[3, 5, 7, 11],
     ),
     decode_head=dict(
-        type="CAEUPerHead",
+        type="FastUPerHead",
         in_channels=[768, 768, 768, 768],
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
@@ -44,7 +44,7 @@ model = dict(
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
     ),
     auxiliary_head=dict(
-        type="CAEFCNHead",
+        type="FastFCNHead",
         in_channels=768,
         in_index=2,
         channels=256,
