@@ -414,6 +414,12 @@ def _add_table(commands: Any) -> None:
     _add_sheet_option(parser)
     parser.add_argument("--format", choices=["md", "csv", "latex", "json"], default="md")
     parser.add_argument("--partial", action="store_true", help="whatever is finished by now")
+    parser.add_argument(
+        "--columns",
+        type=lambda text: text.split(","),
+        metavar="A,B,...",
+        help="columns to show, in this order: those of the table or of its CSV",
+    )
     parser.add_argument("--out", type=output_file, help="file (default: the terminal)")
     parser.add_argument("--csv", type=output_file, help="the same, unrounded")
     _add_pages_option(parser)
@@ -426,7 +432,13 @@ def _add_pages_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sheet_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sheet", type=Path, default=SHEET, help=f"default: {SHEET}")
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        nargs="+",
+        default=[SHEET],
+        help=f"one or several, joined (default: {SHEET})",
+    )
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -439,6 +451,7 @@ def _table(options: argparse.Namespace) -> None:
         csv=options.csv,
         partial=options.partial,
         format=options.format,
+        columns=options.columns,
         code_fingerprint=code_fingerprint(),
     )
     if options.pages:

@@ -32,6 +32,7 @@ from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.validate import check_checkpoint, parse_learning_rate
 from cae_seg.errors import UserError
 from cae_seg.models.pretrained.reading import load_checkpoint_file
+from cae_seg.models.pretrained.values import check_values
 from cae_seg.run.logs import quiet_imports
 
 with quiet_imports():
@@ -345,6 +346,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     contents = load_checkpoint_file(path)
     state = contents.get("state_dict", contents)
     state = {name.removeprefix("module."): value for name, value in state.items()}
+    check_values(state, model.state_dict(), path)
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
