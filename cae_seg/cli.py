@@ -257,6 +257,7 @@ def _add_train(commands: Any) -> None:
         metavar="MIN",
         help="stop in time, resumable",
     )
+    _add_knobs(parser)
     parser.add_argument("--sheet", type=Path, help="labels for live tracking")
     parser.add_argument(
         "--lock-wait",
@@ -266,6 +267,31 @@ def _add_train(commands: Any) -> None:
         " 30 in a SLURM job",
     )
     _add_config_options(parser)
+
+
+def _add_knobs(parser: argparse.ArgumentParser) -> None:
+    knobs = parser.add_argument_group(
+        "changes of the recipe", "each sets every place of the config that depends on it"
+    )
+    knobs.add_argument(
+        "--iterations",
+        type=whole_number(1, 10**9),
+        metavar="N",
+        help="length of the run; schedules keep their shape",
+    )
+    knobs.add_argument(
+        "--batch-size",
+        type=whole_number(1, 10**6),
+        metavar="N",
+        help="images per iteration over all GPUs",
+    )
+    knobs.add_argument(
+        "--crop-size",
+        type=whole_number(1, 100_000),
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of training crops and sliding test windows",
+    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -291,6 +317,9 @@ def _train(options: argparse.Namespace) -> int:
         images_per_gpu=options.images_per_gpu,
         time_budget=options.time_budget,
         lock_wait=options.lock_wait,
+        iterations=options.iterations,
+        batch_size=options.batch_size,
+        crop_size=options.crop_size and tuple(options.crop_size),
     )
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return launch_train(job)
