@@ -103,7 +103,7 @@ def _add_prepare(commands: Any) -> None:
     kinds = parser.add_subparsers(required=True, metavar="what")
 
     data = _add(kinds, "data", _prepare_data, "download, extract and verify ADE20K")
-    data.add_argument("--source", required=True, help="URL, zip archive or extracted folder")
+    data.add_argument("--source", help="URL, zip archive or extracted folder")
     data.add_argument("--root", type=output_folder, default=DATA.parent, help="where to extract to")
     data.add_argument(
         "--manifest", type=output_file, default=DATA, help="the result of the verification"
@@ -115,6 +115,10 @@ def _add_prepare(commands: Any) -> None:
         metavar="SPLIT=IMAGES",
         default=[],
         help="numbers of images that must be there, e.g. training=20210 validation=2000",
+    )
+
+    data.add_argument(
+        "--verify", action="store_true", help="hash every file of the prepared data set again"
     )
 
     checkpoint = _add(kinds, "checkpoint", _prepare_checkpoint, "inspect a pretrained checkpoint")
@@ -131,8 +135,13 @@ def _add_prepare(commands: Any) -> None:
 
 
 def _prepare_data(options: argparse.Namespace) -> None:
-    from cae_seg.data.prepare.prepare import prepare
+    from cae_seg.data.prepare.prepare import prepare, verify_prepared
 
+    if options.verify:
+        print(f"{options.manifest}: {verify_prepared(options.manifest)} files are unchanged")
+        return
+    if not options.source:
+        raise UserError("--source: is missing; give a URL, a zip archive or a folder")
     manifest = prepare(
         options.source,
         options.root,

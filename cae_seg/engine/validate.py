@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 
 from cae_seg.config_files import find_config
+from cae_seg.data.prepare.index import check_unchanged
+from cae_seg.data.prepare.manifest import load_manifest
 from cae_seg.engine.job import EvaluateJob, Job, TrainJob
 from cae_seg.errors import UserError
 from cae_seg.files import check_output_file, check_writable
@@ -22,8 +24,8 @@ def check_job(job: Job) -> None:
     find_config(job.config)
     if isinstance(job, TrainJob):
         _check_conflicts(job)
-    if job.data is not None and not job.data.is_file():
-        raise UserError(f"{job.data}: no such manifest; make it with `cae-seg prepare data`")
+    if job.data is not None:
+        check_unchanged(load_manifest(job.data), job.data)
     if job.nodes < 1:
         raise UserError(f"--nodes {job.nodes}: ask for at least 1")
     if job.seed < 0:
