@@ -8,6 +8,7 @@ because a run that waits for data cannot react to it.
 """
 
 import functools
+import itertools
 import json
 import os
 import select
@@ -68,8 +69,10 @@ def _run_folder() -> Path | None:
     this = psutil.Process()
     for process in (this, *this.parents()):
         words = process.cmdline()
-        if "--work-dir" in words:
-            return Path(words[words.index("--work-dir") + 1]).parent
+        for word, following in itertools.pairwise([*words, ""]):
+            option, _, value = word.partition("=")
+            if option == "--work-dir":
+                return Path(value or following).parent
     return None
 
 
