@@ -28,8 +28,8 @@ DEFAULTS = {
     "cpus": 2,
     "device": "cpu",
     "precision": "fp32",
+    "iterations": ITERATIONS,
     "options": {
-        "train_cfg.max_iters": ITERATIONS,
         "train_cfg.val_interval": ITERATIONS // 2,
         "default_hooks.checkpoint.interval": INTERVAL,
         "default_hooks.logger.interval": 1,

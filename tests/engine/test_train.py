@@ -288,8 +288,14 @@ def test_published_option_names_the_checkpoint(make_job, tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("backbone=dict(type='CEA')", r"named CEA; nearest: CAE"),
-        ("type='FastEncoderDecodr'", r"named FastEncoderDecodr; nearest: FastEncoderDecoder"),
+        (
+            "backbone=dict(type='CEA')",
+            r"model.backbone.type: nothing is registered as CEA; nearest: CAE",
+        ),
+        (
+            "type='FastEncoderDecodr'",
+            r"nothing is registered as FastEncoderDecodr; nearest: FastEncoderDecoder",
+        ),
         ("backbone=dict(wdith=3)", r"cannot be built \(.*wdith"),
         ("backbone=dict(out_indices=[0, 1])", r"cannot be built \(.*out_indices"),
     ],
@@ -315,7 +321,7 @@ def test_config_with_an_error_in_it_is_one_line(make_job, tmp_path):
     [
         (b"PK\x03\x04 cut", "truncated"),
         (b"hello", "not a checkpoint"),
-        (None, "does not fill|no v"),
+        (None, "does not fill|no v|no backbone"),
     ],
 )
 def test_pretrained_that_is_no_checkpoint_is_one_line(make_job, tmp_path, content, message):

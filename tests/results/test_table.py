@@ -261,6 +261,15 @@ def test_what_keeps_a_row_from_being_compared_is_said_on_it(sheet, change, note)
     assert notes == ["", "", "", note]
 
 
+def test_a_row_that_changes_its_recipe_is_marked(sheet):
+    name = "vit_b_800_lr2e-4"
+    changed = replaced(sheet, name, crop_size=(256, 256), options={"model.backbone.depth": "9"})
+    rows = read_rows(write_table(changed, code_fingerprint="f" * 64))
+    note = "not the recipe: crop_size 256 x 256, model.backbone.depth 9"
+    assert [row["Notes"] for row in rows] == ["", "", "", note]
+    assert "**" not in rows[-1]["mIoU"]
+
+
 def test_changed_code_is_said_on_every_row(sheet):
     assert "Same in all rows: Notes code changed since." in write_table(sheet, code_fingerprint="now")
 
