@@ -124,6 +124,8 @@ class CAE(FilledFromCheckpoint, BaseModule):
         use_shared_rel_pos_bias: one relative position table for all blocks.
         out_indices: the four blocks, from 0, whose outputs feed the pyramid.
         out_with_norm: apply a final LayerNorm to the taps.
+        pyramid: bring four taps to four strides; without it any number of taps is returned at the
+            stride of the patches.
         init_cfg: `dict(type="Pretrained", checkpoint=<path>)` to start from a checkpoint.
     """
 
@@ -151,10 +153,11 @@ class CAE(FilledFromCheckpoint, BaseModule):
         use_shared_rel_pos_bias: bool = False,
         out_indices: Sequence[int] = (3, 5, 7, 11),
         out_with_norm: bool = False,
+        pyramid: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if len(out_indices) != 4 or not all(0 <= i < depth for i in out_indices):
+        if (pyramid and len(out_indices) != 4) or not all(0 <= i < depth for i in out_indices):
             raise ValueError(f"out_indices: {out_indices} are not four blocks of {depth}")
         self.embed_dim, self.out_indices = embed_dim, tuple(out_indices)
         self.use_checkpoint = use_checkpoint
@@ -183,7 +186,9 @@ class CAE(FilledFromCheckpoint, BaseModule):
             for rate in torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6) if out_with_norm else nn.Identity()
-        self.fpn1, self.fpn2, self.fpn3, self.fpn4 = _pyramid(embed_dim, patch_size)
+        self.has_pyramid = pyramid
+        if pyramid:
+            self.fpn1, self.fpn2, self.fpn3, self.fpn4 = _pyramid(embed_dim, patch_size)
         self._draw_weights()
 
     def _position_embedding(self, fixed: bool, trained: bool) -> nn.Parameter | None:
@@ -210,9 +215,11 @@ class CAE(FilledFromCheckpoint, BaseModule):
                 block.attn.proj.weight.div_((2 * depth) ** 0.5)
                 block.mlp.fc2.weight.div_((2 * depth) ** 0.5)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the pyramid of images (B, in_chans, H, W); see the class for the shapes."""
         taps = self._taps(x)
+        if not self.has_pyramid:
+            return tuple(taps[i] for i in self.out_indices)
         levels = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
         return tuple(level(taps[i]) for level, i in zip(levels, self.out_indices, strict=True))
 
