@@ -71,6 +71,7 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
         "seed": seed,
         "config": row.config,
         "published_miou": _number(row.published_miou),
+        "changes": row.recipe_changes,
         "mIoU": _number(scores.get("mIoU")),
         "mAcc": _number(scores.get("mAcc")),
         "aAcc": _number(scores.get("aAcc")),
@@ -159,5 +160,3 @@ def _state_from_log(
     if state == "queued" and now - log.stat().st_mtime < SILENT_SECONDS:
         return "running", "begins"
     return "failed", ", ".join(part for part in (progress, f"log {log}") if part)
-
-

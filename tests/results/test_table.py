@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import json
 import os
 import re
@@ -260,6 +261,15 @@ def test_what_keeps_a_row_from_being_compared_is_said_on_it(sheet, change, note)
     assert notes == ["", "", "", note]
 
 
+def test_a_row_that_changes_its_recipe_is_marked(sheet):
+    name = "vit_b_800_lr2e-4"
+    changed = replaced(sheet, name, crop_size=(256, 256), options={"model.backbone.depth": "9"})
+    rows = read_rows(write_table(changed, code_fingerprint="f" * 64))
+    note = "not the recipe: crop_size 256 x 256, model.backbone.depth 9"
+    assert [row["Notes"] for row in rows] == ["", "", "", note]
+    assert "**" not in rows[-1]["mIoU"]
+
+
 def test_changed_code_is_said_on_every_row(sheet):
     assert "Same in all rows: Notes code changed since." in write_table(sheet, code_fingerprint="now")
 
@@ -374,7 +384,7 @@ def test_a_job_that_died_before_its_first_iteration_names_its_log(tmp_path):
     assert states(sheet, time.time() + 1e4)["row"] == f"failed (log {log})"
 
 
-def test_a_thousand_runs_are_gathered(tmp_path):
+def test_a_thousand_runs_are_gathered_by_opening_few_files_of_each_once(tmp_path, monkeypatch):
     rows = [make_row(f"row_{number}", seeds=(0, 1)) for number in range(500)]
     sheet = make_sheet(tmp_path, rows)
     template = make_run(tmp_path / "template")
@@ -384,7 +394,17 @@ def test_a_thousand_runs_are_gathered(tmp_path):
             folder.mkdir(parents=True)
             for name in ("run.json", "metrics.json"):
                 (folder / name).hardlink_to(template / name)
+    opened = []
+    open_file = io.open
+
+    def count(file, *args, **options):
+        opened.append(file)
+        return open_file(file, *args, **options)
+
+    monkeypatch.setattr(io, "open", count)
     assert write_table(sheet).count("| ViT-B ") == 500
+    assert 2000 <= len(opened) <= 4000
+    assert len(set(opened)) == len(opened)
 
 
 def test_the_table_starts_without_torch_matplotlib_and_mlflow():
