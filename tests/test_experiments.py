@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cae_seg.errors import UserError
-from cae_seg.sheet.sheet import load_sheet
+from cae_seg.sheet.reading import load_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 SHEETS = ["published", "sweep", "demo"]

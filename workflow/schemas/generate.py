@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cae_seg.sheet.sheet import Data, Experiment, Grid, Resources, Settings, SheetFile
+from cae_seg.sheet.schema import Data, Experiment, Grid, Resources, Settings, SheetFile
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "workflow/schemas/sheet.schema.json"
