@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from cae_seg.redaction import redact
 from cae_seg.sheet.schema import Data, Experiment, Grid, Resources, Settings, SheetFile
 
 
@@ -48,8 +49,8 @@ def reason(error: Mapping[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a message quotes it, in at most 100 characters."""
-    text = repr(value)
+    """Return a value as a message quotes it, in at most 100 characters, without credentials."""
+    text = redact(repr(value))
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 

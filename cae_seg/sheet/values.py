@@ -48,8 +48,8 @@ def check_distinct(values: tuple) -> tuple:
 
 def option_text(value: Any) -> str:
     """Return a config value in the spelling of `--cfg-options`."""
-    if value is None or isinstance(value, list | dict):
-        raise ValueError('is empty, a list or a mapping; write it as text, "None" or "[1,2]"')
+    if isinstance(value, list | dict):
+        raise ValueError('is a list or mapping; write it as text, "[1,2]"')
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
