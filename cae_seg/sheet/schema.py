@@ -258,7 +258,7 @@ class Experiment(Settings):
         return ", ".join(f"{key} {value}" for key, value in texts.items())
 
     @property
-    def checkpointis_url(self) -> bool:
+    def checkpoint_is_url(self) -> bool:
         """Whether the checkpoint is to be downloaded."""
         return is_url(self.checkpoint)
 
