@@ -104,7 +104,7 @@ def _maps_of(model: dict[str, Any], taps: Callable[[int], tuple[int, ...]] | Non
     backbone = model["backbone"]
     backbone = backbone["backbone"] if backbone["type"] == "Frozen" else backbone
     if backbone["type"] == "CAE":
-        backbone["pyramid"] = False
+        backbone["type"] = "CAEBlocks"
         if taps is not None:
             backbone["out_indices"] = list(taps(backbone["depth"]))
         count = len(backbone["out_indices"])

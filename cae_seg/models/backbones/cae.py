@@ -124,8 +124,6 @@ class CAE(FilledFromCheckpoint, BaseModule):
         use_shared_rel_pos_bias: one relative position table for all blocks.
         out_indices: the four blocks, from 0, whose outputs feed the pyramid.
         out_with_norm: apply a final LayerNorm to the taps.
-        pyramid: bring four taps to four strides; without it any number of taps is returned at the
-            stride of the patches.
         init_cfg: `dict(type="Pretrained", checkpoint=<path>)` to start from a checkpoint.
     """
 
@@ -153,12 +151,11 @@ class CAE(FilledFromCheckpoint, BaseModule):
         use_shared_rel_pos_bias: bool = False,
         out_indices: Sequence[int] = (3, 5, 7, 11),
         out_with_norm: bool = False,
-        pyramid: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if (pyramid and len(out_indices) != 4) or not all(0 <= i < depth for i in out_indices):
-            raise ValueError(f"out_indices: {out_indices} are not four blocks of {depth}")
+        if not all(0 <= i < depth for i in out_indices):
+            raise ValueError(f"out_indices: {out_indices} are not blocks of {depth}")
         self.embed_dim, self.out_indices = embed_dim, tuple(out_indices)
         self.use_checkpoint = use_checkpoint
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -186,10 +183,13 @@ class CAE(FilledFromCheckpoint, BaseModule):
             for rate in torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6) if out_with_norm else nn.Identity()
-        self.has_pyramid = pyramid
-        if pyramid:
-            self.fpn1, self.fpn2, self.fpn3, self.fpn4 = _pyramid(embed_dim, patch_size)
+        self._add_pyramid(patch_size)
         self._draw_weights()
+
+    def _add_pyramid(self, patch_size: int) -> None:
+        if len(self.out_indices) != 4:
+            raise ValueError(f"out_indices: {self.out_indices} are not four blocks")
+        self.fpn1, self.fpn2, self.fpn3, self.fpn4 = _pyramid(self.embed_dim, patch_size)
 
     def _position_embedding(self, fixed: bool, trained: bool) -> nn.Parameter | None:
         height, width = self.grid_size
@@ -218,8 +218,6 @@ class CAE(FilledFromCheckpoint, BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the pyramid of images (B, in_chans, H, W); see the class for the shapes."""
         taps = self._taps(x)
-        if not self.has_pyramid:
-            return tuple(taps[i] for i in self.out_indices)
         levels = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
         return tuple(level(taps[i]) for level, i in zip(levels, self.out_indices, strict=True))
 
@@ -247,6 +245,23 @@ class CAE(FilledFromCheckpoint, BaseModule):
         dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
         table = self.rel_pos_bias.relative_position_bias_table
         return RelativeBias.apply(table, *self.grid_size, dtype)[None]
+
+
+@MODELS.register_module()
+class CAEBlocks(CAE):
+    """`CAE` without its pyramid: any number of taps, at the stride of the patches.
+
+    For heads that take plain maps (linear, SETR, FCN). Forward returns a map
+    (B, embed_dim, H/patch, W/patch) for each of `out_indices`.
+    """
+
+    def _add_pyramid(self, patch_size: int) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the tapped blocks' maps of images (B, in_chans, H, W)."""
+        taps = self._taps(x)
+        return tuple(taps[i] for i in self.out_indices)
 
 
 def _autocasts(x: Tensor) -> bool:
