@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from cae_seg.engine.evaluation import Evaluation
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmseg.evaluation import IoUMetric
@@ -22,9 +23,8 @@ from torch.utils.data import DataLoader
 
 from benchmarks.models import BASE, TINY, build_ours, build_stock, load_config
 from benchmarks.suite import Options, alternate, case, timed
-from cae_seg.engine.evaluation import Evaluation
+from cae_seg.engine.old_runner import point_to
 from cae_seg.engine.ranks import Ranks
-from cae_seg.engine.runner import point_to
 
 # (height, width): the commonest shape of ADE20K's validation images, and a mix like the rest.
 PLAIN = [(512, 683)] * 3

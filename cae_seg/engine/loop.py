@@ -16,8 +16,8 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
+from cae_seg.engine.old_runner import BatchSplit
 from cae_seg.engine.ranks import Ranks
-from cae_seg.engine.runner import BatchSplit
 from cae_seg.models.layers.stochastic import set_randomness
 from cae_seg.progress import Progress
 from cae_seg.run.checkpoints import Checkpoints

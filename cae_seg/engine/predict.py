@@ -14,8 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import nn
 
 from cae_seg.data.visualize import paint_panel
-from cae_seg.engine.evaluation import normalise
-from cae_seg.engine.runner import build_model, load_config, load_weights
+from cae_seg.engine.old_evaluation import normalise
+from cae_seg.engine.old_runner import build_model, load_config, load_weights
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_writer
 from cae_seg.launch.launcher import place

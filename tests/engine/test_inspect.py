@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cae_seg.engine.checkpoint_report import inspect_checkpoint, known_sha256
-from cae_seg.engine.runner import build_backbone, load_config
+from cae_seg.engine.old_runner import build_backbone, load_config
 from cae_seg.errors import UserError
 from cae_seg.files import sha256_file
 from cae_seg.launch.launcher import launch_train

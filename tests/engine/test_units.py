@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cae_seg.engine.job import EvaluateJob, TrainJob, decode, encode
-from cae_seg.engine.runner import choose_precision, split_batch
+from cae_seg.engine.old_runner import choose_precision, split_batch
 from cae_seg.engine.validate import check_config, check_job, parse_learning_rate
 from cae_seg.errors import UserError
 from cae_seg.launch.gpus import lease_gpus

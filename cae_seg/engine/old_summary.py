@@ -10,9 +10,9 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from cae_seg.engine.old_resolve import Plan
+from cae_seg.engine.old_runner import config_facts, config_text
 from cae_seg.engine.ranks import Ranks
-from cae_seg.engine.resolve import Plan
-from cae_seg.engine.runner import config_facts, config_text
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, atomic_write_text, atomic_writer, sha256_file
 from cae_seg.run import provenance

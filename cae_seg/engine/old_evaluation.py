@@ -25,15 +25,16 @@ from torch.utils.data import DataLoader, Dataset
 from cae_seg.data.metric import CLASSES, confusion, scores
 from cae_seg.data.visualize import ade20k_palette, paint_labels, paint_panel
 from cae_seg.engine.job import DONE, EvaluateJob
-from cae_seg.engine.ranks import Ranks
-from cae_seg.engine.runner import (
+from cae_seg.engine.old_runner import (
     apply_job,
     build_model,
     default_workers,
     digest,
     load_config,
     load_weights,
+    old_dialect,
 )
+from cae_seg.engine.ranks import Ranks
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, atomic_writer, sha256_file
 from cae_seg.progress import Progress, progress
@@ -188,7 +189,7 @@ def evaluate(job: EvaluateJob, ranks: Ranks, request: StopRequest) -> int:
         UserError: a mistake of the user's.
         Stopped: a signal asked to.
     """
-    config = apply_job(load_config(job.config, job.cfg_options), job)
+    config = apply_job(old_dialect(load_config(job.config, job.cfg_options)), job)
     model = build_model(config, 0, start=False)
     load_weights(model, job.weights)
     model.to(ranks.device)
