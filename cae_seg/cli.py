@@ -373,8 +373,8 @@ def _add_figures(commands: Any) -> None:
 
 
 def _figures(options: argparse.Namespace) -> None:
+    from cae_seg.results.claim_page import write_claim
     from cae_seg.results.figures import write_figures
-    from cae_seg.results.lr_trend import write_claim
 
     write_figures(options.sheet, options.out)
     if options.claim:

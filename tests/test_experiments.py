@@ -181,7 +181,10 @@ WHOLE = {
     "no YAML": ("experiments: [", r"sheet.yaml:\d+: is not a valid sheet"),
     "two names": (f"experiments:\n  - {ROW}\n  - {ROW}\n", r":3: experiment 'a': name: two rows"),
     "key twice": ("results: a\nresults: b\n", r":2: .*'results' stands there twice"),
-    "reserved": (f"experiments:\n  - {ROW.replace('name: a', 'name: logs')}\n", r"is taken by"),
+    "reserved": (
+        f"experiments:\n  - {ROW.replace('name: a', 'name: logs')}\n",
+        r"is a file or folder of the results",
+    ),
     "path as name": (f"experiments:\n  - {ROW.replace('name: a', 'name: a/b')}\n", r"'a/b' does"),
     "unknown key": (f"result: x\nexperiments:\n  - {ROW}\n", r":1: result: .*did you mean results"),
     "data": (f"data: {{rot: x}}\nexperiments:\n  - {ROW}\n", r"data.rot: .*did you mean root"),

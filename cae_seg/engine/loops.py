@@ -22,7 +22,7 @@ from cae_seg.engine.state import HookStates
 from cae_seg.run.deadline import Stopped
 
 if TYPE_CHECKING:
-    from cae_seg.engine.old_runner import ExactRunner
+    from cae_seg.engine.runner import ExactRunner
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,6 @@ class ExactTrainLoop(IterBasedTrainLoop):
     def state(self) -> dict[str, Any]:
         """Return what `run` needs besides weights and optimiser, as plain values."""
         return {
-            "iteration": self._iter,
             "evaluated": self._evaluated == self._iter,
             "stop_training": self.stop_training,
             "hooks": self._hook_states.state(),

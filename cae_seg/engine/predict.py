@@ -1,8 +1,5 @@
 """Paint the segmentation of any images, with the names of what was found."""
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +7,29 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import nn
 
+from cae_seg.data.images import read_image
 from cae_seg.data.visualize import paint_panel
-from cae_seg.engine.old_evaluation import normalise
-from cae_seg.engine.old_runner import build_model, load_config, load_weights
+from cae_seg.engine.acceleration import accelerate
+from cae_seg.engine.build import build_model
+from cae_seg.engine.config import load_config
+from cae_seg.engine.validate import check_checkpoint, check_writable
+from cae_seg.engine.weights import load_weights
+from cae_seg.engine.weights_config import config_of_weights
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_writer
 from cae_seg.launch.launcher import place
 from cae_seg.machine import count_gpus
-from cae_seg.models.pretrained.convert import load_checkpoint_file
+from cae_seg.models.pretrained.reading import load_checkpoint_file
 from cae_seg.progress import progress
 from cae_seg.run.logs import Voice, separate_logs
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SIGNATURE = "cae-seg predict"
+"""The `Software` text chunk of our PNGs; only files that carry it are overwritten."""
 
 
 def predict(
@@ -38,42 +43,50 @@ def predict(
         weights: fine-tuned checkpoint.
         inputs: image, or folder of images.
         out: folder to write to.
-        config: of the model; the one kept in the weights unless given.
+        config: of the model, a program that is run; unless given, the one kept in the weights,
+            which is read as data.
         device: "auto", "cuda" or "cpu".
 
     Returns:
         The label maps written.
 
     Raises:
-        UserError: weights, config, an image or the folder cannot be used.
+        UserError: weights, config, an image or the folder cannot be used, or a file that is not
+            an earlier prediction would be overwritten; all but a damaged image is found before
+            any work.
     """
-    paths = _images(Path(inputs))
+    weights, inputs, out = Path(weights), Path(inputs), Path(out)
+    check_checkpoint(weights)
+    paths = _images(inputs)
+    _check_outputs(paths, out)
     kind = place(device, None, count_gpus()).kind
     with separate_logs(speak=True):
-        settings = _config(Path(weights), config)
+        settings = _config(weights, config)
+        accelerate(settings)
         model = build_model(settings, 0, start=False)
-        load_weights(model, Path(weights))
+        load_weights(model, weights)
         model.to(kind).eval()
         pipeline = _pipeline(settings)
         names = _class_names(settings)
         with progress(paths, "predict", "images", stream=Voice()) as bar:
-            return [_predict_one(model, pipeline, names, path, Path(out)) for path in bar]
+            return [_predict_one(model, pipeline, names, path, out) for path in bar]
 
 
 def _predict_one(
     model: nn.Module, pipeline: Compose, names: tuple[str, ...], path: Path, out: Path
 ) -> Path:
+    image = read_image(path)
     try:
-        image = np.asarray(Image.open(path).convert("RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path}: not a readable image; remove it or name another") from error
-    item = pipeline({"img": image[..., ::-1].copy(), "img_path": str(path)})
+        item = pipeline({"img": image[..., ::-1].copy(), "img_path": str(path)})
+    except Exception as error:  # OpenCV refuses sizes that round to no pixel at all
+        high, wide = image.shape[:2]
+        raise UserError(f"{path}: {wide}×{high} cannot be resized; crop it") from error
     with torch.inference_mode():
-        pictures = [normalise(model, item["inputs"], item["data_samples"])]
-        labels = model.predict_labels(pictures, [image.shape[:2]])[0].cpu().numpy()
-    target = out / f"{path.stem}.png"
+        batch = {"inputs": [item["inputs"]], "data_samples": [item["data_samples"]]}
+        labels = model.test_step(batch)[0].pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+    target, panel = _outputs(path, out)
     _write(labels + 1, target)
-    _write(paint_panel(image, None, labels, names), out / f"{path.stem}_panel.png")
+    _write(paint_panel(image, None, labels, names), panel)
     return target
 
 
@@ -85,27 +98,53 @@ def _images(inputs: Path) -> list[Path]:
     found = sorted(path for path in inputs.iterdir() if path.suffix.lower() in IMAGES)
     if not found:
         raise UserError(f"{inputs}: no images here ({', '.join(IMAGES)})")
+    for path in found:
+        if not path.is_file():
+            raise UserError(f"{path}: not a regular file; remove it from the folder")
     return found
+
+
+def _outputs(image: Path, out: Path) -> tuple[Path, Path]:
+    """Return the files of one image: label map and painting."""
+    return out / f"{image.stem}.png", out / f"{image.stem}_panel.png"
+
+
+def _check_outputs(images: list[Path], out: Path) -> None:
+    """Check that nothing but an earlier prediction would be overwritten, before any work.
+
+    Raises:
+        UserError: an output would replace a file that is not ours, or that of another image.
+    """
+    check_writable(out)
+    if out.resolve() in {image.parent.resolve() for image in images}:
+        raise UserError(f"--out {out}: contains the input images; choose another folder")
+    makers: dict[Path, Path] = {}
+    for image in images:
+        for target in _outputs(image, out):
+            if (other := makers.setdefault(target, image)) is not image:
+                raise UserError(
+                    f"{other} and {image}: both would be written to {target}; rename one"
+                )
+            if target.exists() and not _is_ours(target):
+                raise UserError(
+                    f"{target}: exists and was not written by `cae-seg predict`; "
+                    "move it or choose another --out"
+                )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == SIGNATURE
+    except Exception:  # any other file, damaged or not
+        return False
 
 
 def _config(weights: Path, config: Path | None) -> Config:
     """Return the config given, or the one that a training of ours has kept in its weights."""
     if config is not None:
         return load_config(config, {})
-    meta = load_checkpoint_file(weights).get("meta") or {}
-    text = meta.get("cfg")
-    if not isinstance(text, str):
-        raise UserError(f"{weights}: keeps no config; name it with --config")
-    with _text_file(text) as path:
-        return load_config(path, {})
-
-
-@contextlib.contextmanager
-def _text_file(text: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.py"
-        path.write_text(text)
-        yield path
+    return config_of_weights(weights, load_checkpoint_file(weights))
 
 
 def _pipeline(config: Config) -> Compose:
@@ -123,5 +162,7 @@ def _class_names(config: Config) -> tuple[str, ...]:
 
 
 def _write(picture: np.ndarray, path: Path) -> None:
+    mark = PngInfo()
+    mark.add_text("Software", SIGNATURE)
     with atomic_writer(path) as stream:
-        Image.fromarray(picture).save(stream, "PNG")
+        Image.fromarray(picture).save(stream, "PNG", pnginfo=mark)

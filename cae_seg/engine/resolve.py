@@ -11,9 +11,9 @@ from cae_seg.data.prepare.manifest import load_manifest
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.batch import BatchSplit, split_batch
 from cae_seg.engine.checkpoint_report import known_sha256
+from cae_seg.engine.config import load_config
 from cae_seg.engine.identity import identity_of
 from cae_seg.engine.job import EvaluateJob, Job, TrainJob
-from cae_seg.engine.old_runner import load_config
 from cae_seg.engine.precision import choose_precision
 from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.validate import check_checkpoint, parse_learning_rate

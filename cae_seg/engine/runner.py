@@ -4,6 +4,7 @@ import copy
 import inspect
 import itertools
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,15 +58,20 @@ class ExactRunner(Runner):
         super().__init__(**kwargs)
 
     @classmethod
-    def of(cls, config: Config, session: Session, model: nn.Module) -> "ExactRunner":
+    def of(cls, config: Config, session: Session, model: nn.Module, folder: Path) -> "ExactRunner":
         """Build the runner of a config around a model.
 
         Args:
             config: job applied, accelerated.
             session: what the command and the machine decide.
             model: built from the config.
+            folder: where mmengine and the hooks write.
         """
         config = copy.deepcopy(config)
+        config.work_dir = str(folder)
+        config.launcher = "pytorch" if session.ranks.world > 1 else "none"
+        config.randomness = {"seed": session.seed}
+        config.resume = False
         names = set(inspect.signature(Runner.__init__).parameters) - {"cfg", "data_preprocessor"}
         arguments = {name: config[name] for name in names if name in config}
         return cls(session, **arguments | {"model": model, "cfg": config})
@@ -229,7 +235,7 @@ class ExactRunner(Runner):
         for scheduler, values in zip(self._schedulers(), state["param_schedulers"], strict=True):
             scheduler.load_state_dict(values)
         restore_hub(self.message_hub, state["message_hub"])
-        self.resumed = state["loop"]
+        self.resumed = {**state["loop"], "iteration": state["meta"]["iteration"]}
 
     def save_state(self) -> None:
         """Write the state of the run on the first rank; every rank calls the hooks.

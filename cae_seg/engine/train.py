@@ -7,7 +7,6 @@ last one was stopped, killed or lost, and returns at once where the run is over.
 import logging
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from cae_seg.engine.metadata import export_outputs, write_end, write_start
 from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.resolve import ResolvedRun, resolve_run
 from cae_seg.engine.runner import ExactRunner
-from cae_seg.engine.session import Session, TrainingSession
+from cae_seg.engine.session import TrainingSession
 from cae_seg.errors import UserError
 from cae_seg.run import provenance
 from cae_seg.run.checkpoints import Checkpoints
@@ -135,7 +134,7 @@ def _run(
 ) -> int:
     """Train from the newest state on; write the end of the run if it is reached."""
     ranks = session.ranks
-    runner = build_runner(run.built, session, model, work.path)
+    runner = ExactRunner.of(run.built, session, model, work.path)
     runner.evaluated = ranks.tell(_evaluations_to_keep(work))
     if ranks.first:
         runner.register_hook(PanelHook(work.panels), priority="LOW")
@@ -151,21 +150,6 @@ def _run(
         logger.info("finished; weights in %s", work.weights)
     ranks.wait()
     return DONE
-
-
-def build_runner(config: Any, session: Session, model: nn.Module, folder: Path) -> ExactRunner:
-    """Build the runner of an accelerated config around a model.
-
-    Args:
-        config: accelerated.
-        session: what the command and the machine decide.
-        model: built from the config.
-        folder: where the hooks write.
-    """
-    config.work_dir = str(folder)
-    config.launcher = "pytorch" if session.ranks.world > 1 else "none"
-    config.randomness = {"seed": session.seed}
-    return ExactRunner.of(config, session, model)
 
 
 def _evaluations_to_keep(work: WorkDir) -> set[int]:

@@ -44,9 +44,9 @@ def run(job: Job, kind: str, request: StopRequest) -> int:
         # Imported only now: the libraries talk while they are loaded.
         import cv2
 
-        from cae_seg.engine.old_evaluation import evaluate
-        from cae_seg.engine.old_train import train
+        from cae_seg.engine.evaluation import evaluate
         from cae_seg.engine.ranks import joined
+        from cae_seg.engine.train import train
 
         cv2.setNumThreads(0)  # forked loader workers would wait for the parent's threads for ever
         with joined(kind) as ranks:

@@ -1,78 +1,115 @@
-"""The published claim, checked against a sweep.
+"""Test the published claim about learning rates on the runs of a sweep.
 
-"The better the pretraining, the smaller the best learning rate; the differences between learning
-rates are small." Seeds scatter, so the best rate of a sweep is itself uncertain. The scatter is
-taken to be the same in all cells and estimated from all of them together; with it, what the true
-mean of every cell may be is drawn many times, and each draw is asked what it says of the claim.
+The claim: the better the pretraining, the smaller the best learning rate; the differences between
+learning rates are small. Each half is tested by itself, with an error rate of at most
+1 - CONFIDENCE whatever the true means are:
+
+* Best learning rate: simultaneous confidence sets of the best rate at every pretraining length
+  (Hsu, "Constrained simultaneous confidence intervals for multiple comparisons with the best",
+  Annals of Statistics 12, 1984). A verdict holds if every choice from the sets agrees with it.
+* Small: every pair of rates is equivalent within SMALL_DIFF (two one-sided t-tests, joined as an
+  intersection-union test: Berger and Hsu, Statistical Science 11, 1996). Not small: some pair
+  differs by more, corrected for the number of pairs as by Tukey and Kramer.
+
+The scatter of seeds is taken to be the same in all cells (pretraining length × learning rate) and
+estimated from all of them together.
 """
 
-import itertools
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from cae_seg.sheet.sheet import Sheet
-from cae_seg.files import atomic_write_json, atomic_write_text
-from cae_seg.results.collect import collect_runs, combine, open_sheet
+from cae_seg.results.collect import combine
 
-SUPPORTED, CONTRADICTED, UNCLEAR = "supported", "contradicted", "not distinguishable"
-SURE = 0.95
-SMALL = 1.0  # points of mIoU; the published pretraining lengths lie 0.6 to 1.6 apart
+SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+CONFIDENCE = 0.95
+SMALL_DIFF = 1.0  # points of mIoU; the published pretraining lengths are 0.6 to 1.6 apart
 DRAWS = 20_000
+LEAST_SCATTER = 1e-6  # points of mIoU; keeps quotients finite where all seeds agree exactly
 
 
 @dataclass(frozen=True)
-class Length:
-    """What a sweep says of one pretraining length.
+class Finding:
+    """The verdict on one half of the claim.
+
+    Attributes:
+        verdict: `SUPPORTED`, `CONTRADICTED` or `INCONCLUSIVE`.
+        holds: whether the claim holds for the mean scores, seeds' scatter aside; None if unknown.
+        confidence: in what `holds` states; it decides the verdict. None if it cannot be computed.
+        reason: why there is no confidence; empty if there is one.
+    """
+
+    verdict: str
+    holds: bool | None = None
+    confidence: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class EpochGroup:
+    """One pretraining length of a sweep.
 
     Attributes:
         epochs: of pretraining.
-        best_rate: the learning rate with the highest mean mIoU, as the sheet writes it.
-        probabilities: learning rate → probability that it is the best; empty without scatter.
-        miou: mean mIoU of the best rate, percent.
-        difference: between the best and the worst rate, points of mIoU.
-        seeds: fewest seeds of a rate.
+        best_rate: learning rate with the highest mean mIoU, as written in the sheet.
+        plausible: rates that may be the best, at `CONFIDENCE` for all lengths together.
+        means: learning rate → mean mIoU, percent.
+        seeds: learning rate → number of seeds.
     """
 
     epochs: int
     best_rate: str
-    probabilities: dict[str, float]
-    miou: float
-    difference: float
-    seeds: int
+    plausible: list[str]
+    means: dict[str, float]
+    seeds: dict[str, int]
+
+    @property
+    def difference(self) -> float:
+        """The best rate's mean minus the worst's, points of mIoU."""
+        return max(self.means.values()) - min(self.means.values())
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The claim, as one backbone's sweep sees it."""
+class TrendTest:
+    """Both halves of the claim, for one backbone and pretraining method.
+
+    Attributes:
+        trend: the best learning rate falls with the length of pretraining.
+        size: all learning rates of a length are within `SMALL_DIFF`.
+        scatter: pooled standard deviation of seeds, points of mIoU; None if no cell has two.
+        freedom: degrees of freedom of `scatter`.
+    """
 
     backbone: str
     method: str
-    rate_verdict: str
-    rate_sentence: str
-    size_verdict: str
-    size_sentence: str
-    lengths: list[Length] = field(default_factory=list)
+    trend: Finding
+    size: Finding
+    groups: list[EpochGroup] = field(default_factory=list)
+    scatter: float | None = None
+    freedom: int = 0
+
+    @property
+    def cells(self) -> int:
+        """Number of combinations of pretraining length and learning rate compared."""
+        return sum(len(group.seeds) for group in self.groups)
+
+    @property
+    def runs(self) -> int:
+        """Number of runs compared."""
+        return sum(sum(group.seeds.values()) for group in self.groups)
+
+    @property
+    def single_seed_cells(self) -> int:
+        """Number of cells with one seed; their scatter is that of the other cells."""
+        return sum(n == 1 for group in self.groups for n in group.seeds.values())
 
 
-def write_claim(sheet: Sheet | Path | str, out: Path) -> list[Verdict]:
-    """Check the claim on a sheet's results; write `out` as Markdown and, beside it, as JSON."""
-    sheet = open_sheet(sheet)
-    runs = collect_runs(sheet)
-    verdicts = check_claim(runs)
-    atomic_write_text(out, _markdown(verdicts))
-    atomic_write_json(
-        out.with_suffix(".json"),
-        {"schema": 1, "small": SMALL, "verdicts": [asdict(verdict) for verdict in verdicts]},
-    )
-    return verdicts
-
-
-def check_claim(runs: pd.DataFrame) -> list[Verdict]:
-    """Return a verdict for every backbone and pretraining method.
+def check_claim(runs: pd.DataFrame) -> list[TrendTest]:
+    """Return a test for every backbone and pretraining method.
 
     Args:
         runs: what `collect.collect_runs` returns. Rows that cannot be compared with the others
@@ -81,177 +118,175 @@ def check_claim(runs: pd.DataFrame) -> list[Verdict]:
     frame = combine(runs)
     usable = set(frame.loc[frame["comparable"], "experiment"])
     done = runs[(runs["state"] == "finished") & runs["experiment"].isin(usable)]
-    return [
-        _check(backbone, method, done[(done["backbone"] == backbone) & (done["method"] == method)])
-        for backbone, method in dict.fromkeys(zip(runs["backbone"], runs["method"], strict=True))
-    ]
+    tests = []
+    for backbone, method in dict.fromkeys(zip(runs["backbone"], runs["method"], strict=True)):
+        chosen = done[(done["backbone"] == backbone) & (done["method"] == method)]
+        cells = chosen.groupby(["pretraining_epochs", "learning_rate"])["mIoU"]
+        tests.append(run_test({key: list(group) for key, group in cells}, backbone, method))
+    return tests
 
 
-def _check(backbone: str, method: str, done: pd.DataFrame) -> Verdict:
-    cells = {
-        key: group["mIoU"].to_numpy()
-        for key, group in done.groupby(["pretraining_epochs", "learning_rate"])
-    }
+def run_test(
+    cells: Mapping[tuple[int, str], Sequence[float]], backbone: str = "", method: str = ""
+) -> TrendTest:
+    """Test the claim on scores.
+
+    Args:
+        cells: (pretraining epochs, learning rate) → mIoU of each seed, percent. Only rates that
+            were run at every length are compared.
+        backbone: name for the result.
+        method: name for the result.
+    """
     lengths = sorted({epochs for epochs, _ in cells})
-    rates = [{rate for epochs, rate in cells if epochs == length} for length in lengths]
-    common = sorted(set.intersection(*rates) if rates else (), key=float)
-    if len(common) < 2:
-        why = "no two learning rates were run at every pretraining length, so no best one is known"
-        return Verdict(backbone, method, UNCLEAR, _sentence(UNCLEAR, why), UNCLEAR,
-                       _sentence(UNCLEAR, why))  # fmt: skip
-    table = [[cells[length, rate] for rate in common] for length in lengths]
-    draws = _draw_means(table)
-    found = [_length(*row, common) for row in zip(lengths, table, draws, strict=True)]
-    rate_verdict, rate_why = _judge_rates(found, draws, common)
-    size_verdict, size_why = _judge_size(found, draws)
-    return Verdict(
+    rates_by_length = [{rate for epochs, rate in cells if epochs == e} for e in lengths]
+    rates = sorted(set.intersection(*rates_by_length) if lengths else (), key=float)
+    if len(rates) < 2:
+        reason = "fewer than two learning rates were run at every pretraining length"
+        unknown = Finding(INCONCLUSIVE, reason=reason)
+        return TrendTest(backbone, method, unknown, unknown)
+    sweep = _Sweep([[np.asarray(cells[e, rate], float) for rate in rates] for e in lengths])
+    return TrendTest(
         backbone,
         method,
-        rate_verdict,
-        _sentence(rate_verdict, rate_why),
-        size_verdict,
-        _sentence(size_verdict, size_why),
-        found,
+        _test_trend(sweep),
+        _test_size(sweep),
+        _groups(sweep, lengths, rates),
+        sweep.scatter if sweep.freedom else None,
+        sweep.freedom,
     )
 
 
-def _draw_means(table: list[list[np.ndarray]]) -> np.ndarray:
-    """Draw what the true mean of every cell may be.
+class _Sweep:
+    """Means and scatter of a full grid of lengths × rates; rates ascend along the second axis."""
+
+    def __init__(self, scores: list[list[np.ndarray]]) -> None:
+        self.means = np.array([[cell.mean() for cell in row] for row in scores])  # lengths, rates
+        self.counts = np.array([[len(cell) for cell in row] for row in scores])
+        self.freedom = int((self.counts - 1).sum())
+        squares = sum(((cell - cell.mean()) ** 2).sum() for row in scores for cell in row)
+        self.scatter = max(float(np.sqrt(squares / max(1, self.freedom))), LEAST_SCATTER)
+
+    @property
+    def differences(self) -> np.ndarray:
+        """Mean of the first rate minus that of the second: (lengths, rates, rates)."""
+        return self.means[:, :, None] - self.means[:, None, :]
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Standard errors of `differences`."""
+        return self.scatter * _error_factors(self.counts)
+
+    @property
+    def pivots(self) -> tuple[np.ndarray, np.ndarray]:
+        """What `_pivots` returns for these numbers of seeds."""
+        return _pivots(tuple(map(tuple, self.counts.tolist())), self.freedom)
+
+    @property
+    def exclusion(self) -> np.ndarray:
+        """Critical value up to which a rate is excluded as its length's best; 0 for the top one."""
+        return (self.differences / self.errors).max(axis=1)
+
+
+def _error_factors(counts: np.ndarray) -> np.ndarray:
+    return np.sqrt(1 / counts[:, :, None] + 1 / counts[:, None, :])
+
+
+@lru_cache(maxsize=8)
+def _pivots(counts: tuple[tuple[int, ...], ...], freedom: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the errors of studentised differences, which depend on the numbers of seeds only.
 
     Returns:
-        (lengths, draws, rates); no draws where no cell has two seeds, for then the scatter is
-        unknown.
+        Sorted draws of the largest error in favour of any rate over its length's truly best one,
+        and of the largest error of any difference.
     """
-    means = np.array([[cell.mean() for cell in row] for row in table])
-    counts = np.array([[len(cell) for cell in row] for row in table])
-    freedom = int((counts - 1).sum())
-    if freedom == 0:
-        return np.empty((len(table), 0, means.shape[1]))
-    squares = sum(((cell - cell.mean()) ** 2).sum() for row in table for cell in row)
+    numbers = np.array(counts)
     generator = np.random.default_rng(0)
-    scatter = np.sqrt(squares / generator.chisquare(freedom, DRAWS))
-    noise = generator.standard_normal((len(table), DRAWS, means.shape[1]))
-    return means[:, None] + noise * scatter[:, None] / np.sqrt(counts)[:, None]
+    scatter = np.sqrt(generator.chisquare(freedom, DRAWS) / freedom)
+    means = generator.standard_normal((DRAWS, *numbers.shape)) / np.sqrt(numbers)
+    errors = (means[..., :, None] - means[..., None, :]) / _error_factors(numbers)
+    against = errors.max(axis=2) / scatter[:, None, None]  # draws, lengths, rates
+    # Where the numbers of seeds differ it matters which rate is the best: take the worst case.
+    worst = np.quantile(against, CONFIDENCE, axis=0).argmax(axis=1)
+    against_best = against[:, np.arange(len(worst)), worst].max(axis=1)
+    return np.sort(against_best), np.sort(against.max(axis=(1, 2)))
 
 
-def _length(epochs: int, cells: list[np.ndarray], draws: np.ndarray, rates: list[str]) -> Length:
-    means = [float(cell.mean()) for cell in cells]
-    best = np.bincount(draws.argmax(axis=1), minlength=len(rates)) if len(draws) else None
-    return Length(
-        epochs=int(epochs),
-        best_rate=rates[int(np.argmax(means))],
-        probabilities={}
-        if best is None
-        else {rate: float(count / len(draws)) for rate, count in zip(rates, best, strict=True)},
-        miou=max(means),
-        difference=max(means) - min(means),
-        seeds=min(len(cell) for cell in cells),
-    )
+def _confidence(draws: np.ndarray, critical: float) -> float:
+    """Return the share of draws below a critical value."""
+    return float(np.searchsorted(draws, critical) / len(draws))
 
 
-def _judge_rates(lengths: list[Length], draws: np.ndarray, rates: list[str]) -> tuple[str, str]:
-    """Judge whether the best rate falls from one pretraining length to the next."""
-    if len(lengths) < 2:
-        return UNCLEAR, f"only one pretraining length was run ({_trend_text(lengths)})"
-    if draws.shape[1] == 0:
-        best_means = _trend_text(lengths)
-        return UNCLEAR, f"with one seed a cell the scatter is unknown (best: {best_means})"
-    logs = np.log([float(rate) for rate in rates])
-    best = logs[draws.argmax(axis=2)]  # lengths, draws
-    # The trend over all lengths, and not every single step: with many lengths of pure scatter
-    # some step rises almost surely.
-    steps = np.arange(len(lengths)) - (len(lengths) - 1) / 2
-    trend = np.round(steps @ best, 9)
-    falls, same = float((trend < 0).mean()), float((trend == 0).mean())
-    rise = _surest_rise(lengths, best)
-    text, seeds = _trend_text(lengths), _seeds(lengths)
-    if rise is not None:
-        return CONTRADICTED, f"the best learning rate rises {rise}: {text} ({seeds})"
-    if falls >= SURE:
-        return SUPPORTED, f"the best learning rate falls: {text} (probability {falls:.2f}, {seeds})"
-    if falls <= 1 - SURE:
-        what = "stays the same" if same >= 0.5 else "does not fall"
-        probability = f"probability that it falls {falls:.2f}"
-        return CONTRADICTED, f"the best learning rate {what}: {text} ({probability}, {seeds})"
-    why = f"the highest means are {text}, but the seeds scatter too much to tell"
-    return UNCLEAR, f"{why} (probability that the best rate falls {falls:.2f}, {seeds})"
+def _test_trend(sweep: _Sweep) -> Finding:
+    """Test that the best rate never rises with the length, and is lower at the longest."""
+    if len(sweep.means) < 2:
+        return Finding(INCONCLUSIVE, reason="only one pretraining length was run")
+    exclusion = sweep.exclusion
+    holds = _can_fall(exclusion <= 0)
+    if sweep.freedom == 0:
+        return _without_scatter(holds)
+    opposite = _can_not_fall if holds else _can_fall
+    # Sets grow with the critical value: the first that admits the opposite ends the confidence.
+    limits = (limit for limit in np.unique(exclusion) if opposite(exclusion <= limit))
+    return _decide(holds, _confidence(sweep.pivots[0], next(limits, np.inf)))
 
 
-def _trend_text(lengths: list[Length]) -> str:
-    return ", ".join(f"{length.best_rate} at {length.epochs} epochs" for length in lengths)
+def _without_scatter(holds: bool) -> Finding:
+    return Finding(INCONCLUSIVE, holds, reason="no cell has two seeds, so scatter is unknown")
 
 
-def _surest_rise(lengths: list[Length], best: np.ndarray) -> str | None:
-    """Name two lengths of which the longer surely has the larger best rate."""
-    for (i, shorter), (j, longer) in itertools.combinations(enumerate(lengths), 2):
-        if (best[j] > best[i]).mean() >= SURE:
-            return f"from {shorter.epochs} to {longer.epochs} epochs"
-    return None
+def _decide(holds: bool, confidence: float) -> Finding:
+    sure = confidence >= CONFIDENCE
+    verdict = (SUPPORTED if holds else CONTRADICTED) if sure else INCONCLUSIVE
+    return Finding(verdict, holds, confidence)
 
 
-def _judge_size(lengths: list[Length], draws: np.ndarray) -> tuple[str, str]:
-    """Judge whether the best and the worst rate of every length lie less than `SMALL` apart."""
-    largest = max(lengths, key=lambda length: length.difference)
-    text = f"{largest.difference:.2f} points of mIoU, at {largest.epochs} epochs"
-    if draws.shape[1] == 0:
-        return UNCLEAR, f"with one seed a cell the scatter is unknown (largest difference: {text})"
-    apart = draws.max(axis=2) - draws.min(axis=2)  # lengths, draws
-    small = float((apart < SMALL).all(axis=0).mean())
-    particulars = f"probability {small:.2f} that all are under {SMALL:g}, {_seeds(lengths)}"
-    text = f"the largest difference between learning rates is {text} ({particulars})"
-    verdict = SUPPORTED if small >= SURE else CONTRADICTED if _surely_large(draws) else UNCLEAR
-    return verdict, text
+def _can_fall(plausible: np.ndarray) -> bool:
+    """Say whether some choice of plausible rates never rises and ends lower than it begins."""
+    first = previous = int(np.flatnonzero(plausible[0])[-1])
+    for of_length in plausible[1:-1]:
+        lower = np.flatnonzero(of_length[: previous + 1])
+        if not len(lower):
+            return False
+        previous = int(lower[-1])
+    last = int(np.flatnonzero(plausible[-1])[0])
+    return last <= previous and last < first
 
 
-def _surely_large(draws: np.ndarray) -> bool:
-    """Say whether two given rates surely lie apart; scatter alone makes *some* two do so."""
-    pairs = itertools.permutations(range(draws.shape[2]), 2)
-    return any(
-        ((of_length[:, i] - of_length[:, j]) >= SMALL).mean() >= SURE
-        for i, j in pairs
-        for of_length in draws
-    )
+def _can_not_fall(plausible: np.ndarray) -> bool:
+    """Say whether some choice of plausible rates rises somewhere or ends where it began."""
+    lowest = [int(np.flatnonzero(row)[0]) for row in plausible]
+    highest = [int(np.flatnonzero(row)[-1]) for row in plausible]
+    rises = any(high > low for low, high in zip(lowest[:-1], highest[1:], strict=True))
+    return rises or highest[-1] >= lowest[0]
 
 
-def _seeds(lengths: list[Length]) -> str:
-    number = min(length.seeds for length in lengths)
-    return f"{number} seed{'s' if number > 1 else ''} or more a cell"
+def _test_size(sweep: _Sweep) -> Finding:
+    """Test that any two rates of a length differ by less than `SMALL_DIFF`."""
+    differences = np.abs(sweep.differences)
+    holds = bool(differences.max() < SMALL_DIFF)
+    if sweep.freedom == 0:
+        return _without_scatter(holds)
+    margins = (SMALL_DIFF - differences) / sweep.errors
+    if holds:
+        return _decide(True, float(stats.t.cdf(margins.min(), sweep.freedom)))
+    return _decide(False, _confidence(sweep.pivots[1], -margins.min()))
 
 
-def _sentence(verdict: str, why: str) -> str:
-    name = f"{verdict} with these seeds" if verdict == UNCLEAR else verdict
-    return f"{name[0].upper()}{name[1:]}: {why}."
-
-
-def _markdown(verdicts: list[Verdict]) -> str:
-    lines = ["# The published claim", ""]
-    for verdict in verdicts:
-        lines += [
-            f"## {verdict.backbone}, pretrained by {verdict.method}",
-            "",
-            "- *The better the pretraining, the smaller the best learning rate.* "
-            + verdict.rate_sentence,
-            f"- *The differences between learning rates are small.* {verdict.size_sentence}",
-            "",
-        ]
-        if verdict.lengths:
-            lines += _lengths_table(verdict.lengths)
-    lines += [
-        f"A sentence counts as supported, or as contradicted, from a probability of {SURE} on. "
-        f"Small means under {SMALL:g} point of mIoU. Only learning rates "
-        "run at every pretraining length are compared.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _lengths_table(lengths: list[Length]) -> list[str]:
-    rows = ["| Epochs | Best learning rate | mIoU | Largest difference | Best with probability |",
-            "|---|---|---|---|---|"]  # fmt: skip
-    for length in lengths:
-        chances: Any = ", ".join(f"{k}: {v:.2f}" for k, v in length.probabilities.items())
-        rows.append(
-            f"| {length.epochs} | {length.best_rate} | {length.miou:.2f} "
-            f"| {length.difference:.2f} | {chances or 'unknown'} |"
+def _groups(sweep: _Sweep, lengths: list[int], rates: list[str]) -> list[EpochGroup]:
+    exclusion = sweep.exclusion
+    plausible = np.ones_like(exclusion, bool)
+    if sweep.freedom:
+        limits = (c for c in np.unique(exclusion) if _confidence(sweep.pivots[0], c) >= CONFIDENCE)
+        plausible = exclusion < next(limits, np.inf)
+    return [
+        EpochGroup(
+            epochs=int(epochs),
+            best_rate=rates[int(means.argmax())],
+            plausible=[rate for rate, kept in zip(rates, keep, strict=True) if kept],
+            means=dict(zip(rates, means.tolist(), strict=True)),
+            seeds=dict(zip(rates, counts.tolist(), strict=True)),
         )
-    return [*rows, ""]
+        for epochs, means, counts, keep in zip(
+            lengths, sweep.means, sweep.counts, plausible, strict=True
+        )
+    ]

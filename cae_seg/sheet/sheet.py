@@ -10,6 +10,7 @@ import difflib
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     WithJsonSchema,
+    field_validator,
 )
 from pydantic_core.core_schema import CoreSchema, no_info_before_validator_function
 
@@ -44,10 +46,17 @@ RECIPES = {
 SIZES = {"ViT-B": "base", "ViT-L": "large", "ViT-tiny": "tiny"}
 """How the names of config files call each backbone."""
 
-RESERVED_NAMES = ("benchmarks", "checkpoints", "demo", "figures", "logs", "mlflow", "sweep")
-"""Folders that stand beside the experiments' own in the results folder."""
+RESERVED_NAMES = frozenset(
+    {"benchmarks", "checkpoints", "demo", "figures", "logs", "mlflow", "pages", "sweep"}
+    | {"claim.json", "claim.md", "mlflow.db", "readme.md", "table.csv", "table.md"}
+)
+"""Files and folders of ours in the results folder, in lower case."""
 
 _RATE_IN_NAME = re.compile(r"_(\d+(?:\.\d+)?e-\d+)(?=_|$)")
+
+
+EXPANDED = frozenset("<>{}")
+"""Characters in the names of input files that Snakemake replaces."""
 
 
 def _rate_text(value: Any) -> str:
@@ -93,9 +102,49 @@ def _option_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _printable(value: Any) -> Any:
+    """Refuse control characters in text, its keys and its items."""
+    texts = [*value, *value.values()] if isinstance(value, dict) else [value]
+    for text in texts:
+        if isinstance(text, str) and not text.isprintable():
+            raise ValueError("contains a line break or another control character; remove it")
+    return value
+
+
+def _local_name(value: str) -> str:
+    """Refuse what Snakemake expands in file names."""
+    if not _is_url(value) and set(value) & EXPANDED:
+        raise ValueError("contains one of <>{}, which Snakemake expands; rename the file")
+    return value
+
+
+def _folder_name(value: str) -> str:
+    """Refuse folder names that Snakemake expands or that a shell or SLURM could misread."""
+    if not re.fullmatch(r"[\w .,+@=~()/-]+", value) or value.startswith(("-", "~")):
+        raise ValueError(
+            "is no folder name that Snakemake and SLURM can pass on; use letters, digits, "
+            "spaces and .,+@=~()/-_ only, with no - or ~ in front"
+        )
+    return value
+
+
+def _sbatch_options(value: str) -> str:
+    """Refuse what a shell would expand: the SLURM executor does not quote `slurm_extra`."""
+    if set(value) & set("$`;&|<>(){}\\*?#!~"):
+        raise ValueError("contains a character that the shell expands; use plain sbatch options")
+    try:
+        shlex.split(value)
+    except ValueError as error:
+        raise ValueError("has an unbalanced quotation mark") from error
+    return value
+
+
 _number_or_text = WithJsonSchema({"type": ["number", "string"]})
 LearningRate = Annotated[str, BeforeValidator(_rate_text), _number_or_text]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(min_length=1), AfterValidator(_local_name)]
+FolderName = Annotated[str, Field(min_length=1), AfterValidator(_folder_name)]
+OptionKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*$")]
 Backbone = Literal["ViT-B", "ViT-L", "ViT-tiny"]
 Epochs = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0)]
@@ -111,18 +160,18 @@ class _Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    _check_text = field_validator("*", mode="after")(_printable)
+
 
 class Data(_Strict):
     """Which images to train and evaluate on."""
 
-    source: str = Field(
+    source: FileName = Field(
         default=ADE20K,
-        min_length=1,
         description="URL or path of the archive in the ADE20K layout, or an extracted folder",
     )
-    root: str = Field(
+    root: FolderName = Field(
         default="data/ade20k",
-        min_length=1,
         description="folder that the archive is extracted to and the manifest is written to",
     )
     sha256: Sha256 | None = Field(
@@ -145,8 +194,12 @@ class Resources(_Strict):
     slurm_account: str | None = Field(default=None, description="SLURM account")
     qos: str | None = Field(default=None, description="SLURM quality of service")
     constraint: str | None = Field(default=None, description="SLURM features of the node")
-    gpu_model: str | None = Field(default=None, description="GPU type as the cluster names it")
-    slurm_extra: str | None = Field(default=None, description="further options of sbatch")
+    gpu_model: Annotated[str, StringConstraints(pattern=r"^[\w.]+$")] | None = Field(
+        default=None, description="GPU type as the cluster names it"
+    )
+    slurm_extra: Annotated[str, AfterValidator(_sbatch_options)] | None = Field(
+        default=None, description="further options of sbatch"
+    )
 
 
 class Settings(_Strict):
@@ -162,7 +215,7 @@ class Settings(_Strict):
     deterministic: bool = Field(
         default=False, description="same numbers in every run on CUDA too (slower)"
     )
-    options: dict[str, Option] = Field(
+    options: dict[OptionKey, Option] = Field(
         default={}, description="settings of the config that this run replaces, key: value"
     )
     gpus: int = Field(
@@ -198,11 +251,11 @@ class Experiment(Settings):
     )
     backbone: Backbone = Field(description="the backbone, as the table names it")
     pretraining_epochs: Epochs = Field(description="length of the pretraining, epochs")
-    checkpoint: str = Field(min_length=1, description="pretrained checkpoint: path or URL")
+    checkpoint: FileName = Field(description="pretrained checkpoint: path or URL")
     checkpoint_sha256: Sha256 | None = Field(
         default=None, description="SHA-256 that the checkpoint must have (64 hex digits)"
     )
-    config: str | None = Field(
+    config: FileName | None = Field(
         default=None,
         description="config: stem of a file under configs_local, or a path; "
         "the backbone's recipe unless set",
@@ -278,8 +331,8 @@ class Grid(Settings):
 class SheetFile(_Strict):
     """An experiment sheet: what to run, on which data, and where the results go."""
 
-    results: str = Field(
-        default="results", min_length=1, description="folder of everything that runs produce"
+    results: FolderName = Field(
+        default="results", description="folder of everything that runs produce"
     )
     data: Data = Field(default=Data(), description="images to train and evaluate on")
     defaults: Settings = Field(
@@ -463,8 +516,8 @@ def _resolved(rows: Iterable[Experiment], configs: _Configs) -> Iterator[Experim
     for row in rows:
         if row.name in names:
             raise _RowError(row.name, "name: two rows have this name; make it unique")
-        if row.name in RESERVED_NAMES:
-            raise _RowError(row.name, "name: is taken by a folder of the results; choose another")
+        if row.name.lower() in RESERVED_NAMES:
+            raise _RowError(row.name, "name: is a file or folder of the results; choose another")
         names.add(row.name)
         config = configs.find(row)
         _check_backbone(row, Path(config).stem)

@@ -100,7 +100,7 @@ def test_checkpoints_fill_the_demos_backbone(demo):
     from mmseg.registry import MODELS
 
     import cae_seg.registration  # noqa: F401
-    from cae_seg.models.pretrained.convert import load_pretrained
+    from cae_seg.models.pretrained.load import load_pretrained
 
     model = MODELS.build(dict(Config.fromfile(CONFIG).model.backbone))
     for path in sorted((demo / "checkpoints").iterdir()):

@@ -19,13 +19,13 @@ from safetensors.torch import save_file
 
 from cae_seg.errors import UserError
 from cae_seg.models.backbones.cae import CAE
-from cae_seg.models.pretrained.convert import (
-    convert,
+from cae_seg.models.pretrained.convert import convert
+from cae_seg.models.pretrained.load import load_pretrained
+from cae_seg.models.pretrained.reading import load_checkpoint_file
+from cae_seg.models.pretrained.resize import (
     geometric_offsets,
-    load_checkpoint_file,
-    load_pretrained,
+    resize_geometric_bias_table,
     resize_position_embedding,
-    resize_table,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -294,7 +294,7 @@ def test_safetensors_file_loads(tmp_path):
 def test_init_cfg_names_the_checkpoint(tmp_path, caplog):
     path = save(tmp_path / "vit.pth", plain_state(backbone()))
     model = backbone(init_cfg={"type": "Pretrained", "checkpoint": str(path)})
-    with caplog.at_level("INFO", logger="cae_seg.models.backbones.cae"):
+    with caplog.at_level("INFO", logger="cae_seg.models.pretrained.load"):
         model.init_weights()
     assert model.pretrained_report.as_dict()["loaded"] == len(plain_state(model))
     assert str(path) in caplog.text
@@ -318,12 +318,12 @@ def test_spline_ratio_is_the_published_one():
 
 def test_table_of_a_square_grid_fits_one_that_is_not():
     table = torch.randn(7 * 7 + 3, 2)
-    resized = resize_table(table, (4, 6))
+    resized = resize_geometric_bias_table(table, (4, 6))
     assert resized.shape == (7 * 11 + 3, 2)
     assert torch.equal(resized[-3:], table[-3:])
     centre = resized[:-3].view(7, 11, 2)[3, 5]
     assert torch.allclose(centre, table[:-3].view(7, 7, 2)[3, 3], atol=1e-6)
-    square = resize_table(table, (6, 6))[:-3].view(11, 11, 2)
+    square = resize_geometric_bias_table(table, (6, 6))[:-3].view(11, 11, 2)
     assert torch.allclose(resized[:-3].view(7, 11, 2)[3], square[5], atol=1e-6)
 
 
@@ -356,7 +356,7 @@ def test_unknown_key_inside_the_backbone_is_named():
 
 @pytest.mark.parametrize("state", [{}, {"model": {}}, {"fc.weight": torch.ones(2)}, {"epoch": 3}])
 def test_file_without_a_transformer_is_refused(state):
-    with pytest.raises(UserError, match=r"x.pth: holds no vision transformer"):
+    with pytest.raises(UserError, match=r"x.pth: contains no backbone"):
         convert(state, backbone(), source="x.pth")
 
 

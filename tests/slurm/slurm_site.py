@@ -65,6 +65,10 @@ class Site:
         self.started.append(process)
         return process
 
+    def unlock(self) -> None:
+        """Remove the lock of a killed Snakemake."""
+        self.ask(sys.executable, "-m", "snakemake", "--unlock")
+
     def close(self) -> None:
         """Kill every Snakemake that was started here and lives."""
         for process in self.started:

@@ -215,6 +215,7 @@ def wreck(site: Site, tmp_path_factory) -> Tale:
     process.wait()
     restart_controller(tale)
     # The same command again, while the jobs of the dead Snakemake still run.
+    site.unlock()
     second = site.snakemake(tale.sheet, "--retries", "0", **tracking)
     waiting = wait_until("doomed waits in the queue", lambda: site.job("doomed", "PENDING"))
     tale.done["writers"] = len(tale.run("doomed").processes())

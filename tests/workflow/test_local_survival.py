@@ -71,6 +71,7 @@ def storm(checkout, undisturbed, tmp_path_factory) -> dict:
         second.kill()
         second.wait()
         orphans = [one.processes() for one in runs]
+        checkout.run("--unlock")
         third = start()
         reach("the new ones wait", lambda one: "waiting for" in one.log())
         for process in orphans[0]:

@@ -76,7 +76,7 @@ def test_one_failed_experiment_does_not_stop_the_others(checkout):
     stub = checkout.path / "bin/cae-seg"
     stub.write_text(
         stub.read_text().replace(
-            "while", '[[ $* == *"train"*"--name tiny_300_lr1e-3 "* ]] && exit 3\nwhile', 1
+            "write()", '[[ $* == "train "*"--name=tiny_300_lr1e-3 "* ]] && exit 3\nwrite()', 1
         )
     )
     done = checkout.snakemake("--profile", "demo")

@@ -1,6 +1,6 @@
 rule write_table:
     input:
-        sheet=str(SHEET.path),
+        sheet=sheet_input,
         metrics=expand("<results>/{experiment}/metrics.json", experiment=ROWS),
         tracked=of_runs("<results>/{experiment}/seed_{seed}/tracked.json"),
     output:
@@ -24,13 +24,13 @@ rule write_table:
     message:
         "Write {output.table}"
     shell:
-        "cae-seg table --sheet {input.sheet} --out {output.table} --csv {output.csv}"
-        " --pages {params.pages} 2>&1 | tee {log}"
+        "cae-seg table --sheet={input.sheet:q} --out={output.table:q} --csv={output.csv:q}"
+        " --pages={params.pages:q} 2>&1 | tee {log:q}"
 
 
 rule draw_figures:
     input:
-        sheet=str(SHEET.path),
+        sheet=sheet_input,
         metrics=expand("<results>/{experiment}/metrics.json", experiment=ROWS),
     output:
         figures=report(
@@ -57,8 +57,8 @@ rule draw_figures:
     message:
         "Draw {output.figures}"
     shell:
-        "cae-seg figures --sheet {input.sheet} --out {output.figures} --claim {output.claim}"
-        " --pages {params.pages} 2>&1 | tee {log}"
+        "cae-seg figures --sheet={input.sheet:q} --out={output.figures:q} --claim={output.claim:q}"
+        " --pages={params.pages:q} 2>&1 | tee {log:q}"
 
 
 rule write_report:
@@ -71,9 +71,9 @@ rule write_report:
     conda:
         "../../environment.yml"
     params:
-        sheet=sheet_file,
+        sheet=sheet_setting,
     message:
         "Write {output.report}"
     shell:
-        "snakemake --nolock --cores 1 --config sheet={params.sheet} --report {output.report}"
-        " 2>&1 | tee {log}"
+        "snakemake --nolock --cores 1 --config {params.sheet:q} --report {output.report:q}"
+        " 2>&1 | tee {log:q}"

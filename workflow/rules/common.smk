@@ -1,17 +1,23 @@
 import hashlib
-import shlex
+import re
 from pathlib import Path
 
 from cae_seg.run.provenance import code_fingerprint
 from cae_seg.errors import UserError
-from cae_seg.sheet.sheet import Experiment, Sheet, load_sheet
+from cae_seg.sheet.sheet import EXPANDED, Experiment, Sheet, load_sheet
 from cae_seg.files import read_json
 
 
+# Values of the sheet reach a shell only as `{name:q}`, which quotes each item of a list, and as
+# `--option={name:q}`, so that a leading dash is no option. Input functions and functions of params
+# return them, because Snakemake expands `{…}` in plain strings.
 def read_sheet() -> Sheet:
     """Read the sheet that `--config sheet=FILE` names, or the published one."""
+    path = str(config["sheet"])
+    if set(path) & EXPANDED:
+        raise SystemExit(f"error: {path}: one of <>{{}} in the name; rename the sheet")
     try:
-        return load_sheet(config["sheet"])
+        return load_sheet(path)
     except UserError as error:
         raise SystemExit(f"error: {error}")
 
@@ -43,15 +49,21 @@ def archive(wildcards) -> list[str]:
     return present(source, SHEET.manifest, f"mend `data.source` in {SHEET.path}")
 
 
-def expected_images(wildcards) -> str:
+def expected_images(wildcards) -> list[str]:
     """Return the numbers of images that the data must have, as SPLIT=IMAGES."""
-    return " ".join(f"{split}={images}" for split, images in SHEET.data.expected.items())
+    return [f"{split}={images}" for split, images in SHEET.data.expected.items()]
+
+
+def data_source(wildcards) -> str:
+    """Return where the data comes from."""
+    return SHEET.data.source
 
 
 def inspection(found: Experiment) -> str:
     """Name the inspection of a row's checkpoint; rows of one checkpoint and config share it."""
     what = f"{found.checkpoint} {found.checkpoint_sha256} {found.config}"
-    return f"{Path(found.checkpoint).stem}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+    stem = re.sub(r"[^\w.-]", "_", Path(found.checkpoint).stem)[:80].lstrip("-.")
+    return f"{stem}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
 
 INSPECTED = {inspection(found): found for found in SHEET.experiments}
@@ -79,33 +91,31 @@ def present(file: str, result: Path, remedy: str) -> list[str]:
     raise SystemExit(f"error: {file}: no such file; {remedy}")
 
 
-def flag(name: str, value) -> str:
-    """Write an option of `cae-seg`, or nothing where there is no value."""
-    return "" if value in (None, False) else f"--{name}" if value is True else f"--{name} {value}"
+def flag(name: str, value) -> list[str]:
+    """Return an option of `cae-seg` as arguments: none where there is no value."""
+    if value in (None, False):
+        return []
+    return [f"--{name}" if value is True else f"--{name}={value}"]
 
 
-def recipe_options(wildcards) -> str:
+def recipe_options(wildcards) -> list[str]:
     """Return what a row changes in its config beyond the learning rate."""
     found = row(wildcards)
-    pairs = [shlex.quote(f"{key}={value}") for key, value in found.options.items()]
-    flags = [
-        flag("deterministic", found.deterministic),
-        flag("cfg-options", " ".join(pairs) or None),
-    ]
-    return " ".join(part for part in flags if part)
+    pairs = [f"--cfg-options={key}={value}" for key, value in found.options.items()]
+    return [*flag("deterministic", found.deterministic), *pairs]
 
 
 # Parameters that depend on `resources` are no reason to run again: other hardware, same run.
-def machine_options(wildcards, resources) -> str:
+def machine_options(wildcards, resources) -> list[str]:
     """Return the hardware options of a training."""
     images = flag("images-per-gpu", row(wildcards).images_per_gpu)
-    return f"{device_options(wildcards, resources)} --nodes {resources.nodes} {images}".strip()
+    return [*device_options(wildcards, resources), f"--nodes={resources.nodes}", *images]
 
 
-def device_options(wildcards, resources) -> str:
+def device_options(wildcards, resources) -> list[str]:
     """Return the device options of a job: the GPUs that it was given on each of its nodes."""
     given = given_gpus(wildcards, resources) // resources.nodes
-    return f"--device {row(wildcards).device} --gpus {given}" if given else "--device cpu"
+    return [f"--device={row(wildcards).device}", f"--gpus={given}"] if given else ["--device=cpu"]
 
 
 def given_gpus(wildcards, resources) -> int:
@@ -172,9 +182,19 @@ def undelivered(wildcards) -> str:
     return f"offered at {file.stat().st_mtime_ns}"
 
 
+def sheet_input(wildcards) -> str:
+    """Return the sheet as an input."""
+    return str(SHEET.path)
+
+
 def sheet_file(wildcards, input) -> str:
     """Return the sheet; depending on `input`, it is no reason to run a job again."""
     return str(SHEET.path)
+
+
+def sheet_setting(wildcards, input) -> str:
+    """Return the setting of `snakemake --config` that names the sheet."""
+    return f"sheet={SHEET.path}"
 
 
 def obey_row(rule: str) -> None:

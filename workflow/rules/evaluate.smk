@@ -23,9 +23,9 @@ rule evaluate:
     message:
         "Evaluate {wildcards.experiment}, seed {wildcards.seed}"
     shell:
-        "cae-seg evaluate {input.config} {params.weights} --data {input.data}"
-        " --name {wildcards.experiment} --seed {wildcards.seed} {params.machine}"
-        " --out {output.metrics} 2>&1 | tee {log}"
+        "cae-seg evaluate {input.config:q} {params.weights:q} --data={input.data:q}"
+        " --name={wildcards.experiment:q} --seed={wildcards.seed:q} {params.machine:q}"
+        " --out={output.metrics:q} 2>&1 | tee {log:q}"
 
 
 obey_row("evaluate")
@@ -43,4 +43,4 @@ rule summarise:
     message:
         "Join the seeds of {wildcards.experiment}"
     shell:
-        "cae-seg summarise --out {output.metrics} {input.metrics} 2>&1 | tee {log}"
+        "cae-seg summarise --out={output.metrics:q} {input.metrics:q} 2>&1 | tee {log:q}"

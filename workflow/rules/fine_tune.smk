@@ -36,12 +36,12 @@ rule fine_tune:
         "Fine-tune {wildcards.experiment}, seed {wildcards.seed}: learning rate {params.rate},"
         " {params.gpus} GPUs on {resources.nodes} node(s)"
     shell:
-        "ln -sfr {params.work}/console.log {log};"
-        " exec cae-seg train {params.config} --name {wildcards.experiment} --seed {wildcards.seed}"
-        " --learning-rate {params.rate} --precision {params.precision} {params.recipe}"
-        " --pretrained {input.checkpoint} --data {input.data} {params.machine}"
-        " --work-dir {params.work}/work --out {output.run} --sheet {params.sheet}"
-        " > >(trap '' INT TERM USR1; exec tee -a {log}) 2>&1"
+        "ln -sfr {params.work:q}/console.log {log:q};"
+        " exec cae-seg train --name={wildcards.experiment:q} --seed={wildcards.seed:q}"
+        " --learning-rate={params.rate:q} --precision={params.precision:q} {params.recipe:q}"
+        " --pretrained={input.checkpoint:q} --data={input.data:q} {params.machine:q}"
+        " --work-dir={params.work:q}/work --out={output.run:q} --sheet={params.sheet:q}"
+        " -- {params.config:q} > >(trap '' INT TERM USR1; exec tee -a {log:q}) 2>&1"
 
 
 obey_row("fine_tune")

@@ -13,8 +13,8 @@ rule make_demo:
     message:
         "Draw the demo's images and checkpoints"
     shell:
-        "cae-seg prepare demo --archive {output.archive} --checkpoints {params.folder}"
-        " --seed {params.seed} 2>&1 | tee {log}"
+        "cae-seg prepare demo --archive={output.archive:q} --checkpoints={params.folder:q}"
+        " --seed={params.seed:q} 2>&1 | tee {log:q}"
 
 
 rule prepare_data:
@@ -29,16 +29,16 @@ rule prepare_data:
     conda:
         "../../environment.yml"
     params:
-        source=SHEET.data.source,
+        source=data_source,
         root=subpath(output.manifest, parent=True),
         sha256=flag("sha256", SHEET.data.sha256),
         expected=expected_images,
     message:
         "Extract and verify {params.source}"
     shell:
-        "cae-seg prepare data --source {params.source:q} --root {params.root:q}"
-        " --manifest {output.manifest:q} {params.sha256} --expected {params.expected}"
-        " 2>&1 | tee {log}"
+        "cae-seg prepare data --source={params.source:q} --root={params.root:q}"
+        " --manifest={output.manifest:q} {params.sha256:q} --expected {params.expected:q}"
+        " 2>&1 | tee {log:q}"
 
 
 rule inspect_checkpoint:
@@ -57,5 +57,5 @@ rule inspect_checkpoint:
     message:
         "Inspect the checkpoint {params.source}"
     shell:
-        "cae-seg prepare checkpoint {params.source:q} --config {params.config} {params.sha256}"
-        " --out {output.report} 2>&1 | tee {log}"
+        "cae-seg prepare checkpoint --config={params.config:q} {params.sha256:q}"
+        " --out={output.report:q} -- {params.source:q} 2>&1 | tee {log:q}"

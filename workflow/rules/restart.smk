@@ -1,10 +1,6 @@
-# What makes a start after a crash, and a failure, simple for the person at the keyboard.
-import atexit
-import contextlib
-import fcntl
+# What a person reads when a start is refused, and when a workflow has failed.
 import os
 import shutil
-import socket
 
 from cae_seg.results.status import unfinished
 
@@ -18,41 +14,24 @@ def speak_plainly_with_slurm() -> None:
     os.environ.update(CAE_SEG_REQUEUE="1")
 
 
-def remove_stale_lock():
-    """Remove the lock of a Snakemake that was killed, so that the same command goes on.
+def explain_lock() -> None:
+    """Print what to do about Snakemake's lock of this folder, if there is one.
 
-    Every Snakemake that lives in this folder shares a file lock, which its end releases, however
-    it ends. Where another host has left its mark nothing is removed: not all file systems share
-    locks between hosts, and `snakemake --unlock` remains.
-
-    Returns:
-        The open file; the lock lasts as long as it.
+    Only Snakemake's user can know whether the other Snakemake, perhaps on another login node, is
+    still running; nothing is removed here.
     """
-    folder = Path(".snakemake/alive")
-    folder.mkdir(parents=True, exist_ok=True)
-    mark = (folder / socket.gethostname()).open("w")
-    try:
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        pass  # another one lives here
-    else:
-        if len(list(folder.iterdir())) == 1:
-            shutil.rmtree(".snakemake/locks", ignore_errors=True)
-            Path(".snakemake/locks").mkdir()
-    fcntl.flock(mark, fcntl.LOCK_SH)
-    return mark
-
-
-def leave(mark) -> None:
-    """Take the mark of this host away, unless another Snakemake lives here."""
-    with contextlib.suppress(OSError):
-        fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(mark.name)
+    lock_matters = not {"--unlock", "--nolock"} & set(sys.argv)
+    if lock_matters and any(Path(".snakemake/locks").glob("*")):
+        print(
+            "note: another Snakemake is running in this folder, or was killed; if none is running,"
+            " run `snakemake --unlock`, then the same command again",
+            file=sys.stderr,
+        )
 
 
 if workflow.is_main_process:
     speak_plainly_with_slurm()
-    atexit.register(leave, remove_stale_lock())
+    explain_lock()
 
 
 onerror:

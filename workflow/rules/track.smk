@@ -15,5 +15,5 @@ rule track:
     message:
         "Track {wildcards.experiment}, seed {wildcards.seed}, in MLflow"
     shell:
-        "cae-seg track {params.folder} --sheet {params.sheet} --out {output.delivered}"
-        " 2>&1 | tee {log}"
+        "cae-seg track {params.folder:q} --sheet={params.sheet:q} --out={output.delivered:q}"
+        " 2>&1 | tee {log:q}"

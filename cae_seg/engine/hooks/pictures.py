@@ -11,6 +11,7 @@ from mmengine.registry import HOOKS
 from mmseg.structures import SegDataSample
 from PIL import Image
 
+from cae_seg.data.images import read_image
 from cae_seg.data.visualize import ade20k_palette, paint_labels, paint_panel
 from cae_seg.errors import UserError
 
@@ -53,7 +54,7 @@ class PanelHook(Hook):
     def _paint(self, runner: "ExactRunner", sample: SegDataSample, classes: Sequence[str]) -> None:
         path = Path(sample.img_path)
         panel = paint_panel(
-            np.asarray(Image.open(path).convert("RGB")),
+            read_image(path),
             sample.gt_sem_seg.data[0].cpu().numpy(),
             sample.pred_sem_seg.data[0].cpu().numpy(),
             classes,

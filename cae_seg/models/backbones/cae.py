@@ -5,12 +5,10 @@ parameter names, fixed sine-cosine positions, the taps and the pyramid. Attentio
 kernel over a bias that is laid out once per forward instead of gathered element by element.
 """
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 
 import torch
-from mmengine.dist import is_main_process
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from timm.layers import PatchEmbed, to_2tuple, trunc_normal_
@@ -23,9 +21,8 @@ from cae_seg.models.layers.batch_norm import AnyDeviceSyncBN
 from cae_seg.models.layers.stochastic import SampleDropPath
 from cae_seg.models.ops.attention import attend
 from cae_seg.models.ops.convolution import Deconvolution
-from cae_seg.models.pretrained.convert import Report, load_pretrained
-
-logger = logging.getLogger(__name__)
+from cae_seg.models.pretrained.architectures import VIT
+from cae_seg.models.pretrained.load import FilledFromCheckpoint
 
 # Fused attention kernels copy a bias whose rows do not begin at multiples of this many elements.
 ROW_ALIGNMENT = 16
@@ -143,7 +140,7 @@ class CAEAttention(Attention):
 
 
 @MODELS.register_module()
-class CAE(BaseModule):
+class CAE(FilledFromCheckpoint, BaseModule):
     """Vision transformer of Context Autoencoder checkpoints, with outputs at strides 4 to 32.
 
     The constructor and the parameter names are the published ones, so published checkpoints load
@@ -174,6 +171,8 @@ class CAE(BaseModule):
         init_cfg: `dict(type="Pretrained", checkpoint=<path>)` to start from a checkpoint.
     """
 
+    architecture = VIT
+
     def __init__(
         self,
         img_size: int | Sequence[int] = 512,
@@ -203,7 +202,6 @@ class CAE(BaseModule):
             raise ValueError(f"out_indices: {out_indices} are not four blocks of {depth}")
         self.embed_dim, self.out_indices = embed_dim, tuple(out_indices)
         self.use_checkpoint = use_checkpoint
-        self.pretrained_report: Report | None = None
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         patches = PatchEmbed(to_2tuple(img_size), patch_size, in_chans, embed_dim)
         self.grid_size = patches.grid_size  # patches down, patches across
@@ -255,17 +253,6 @@ class CAE(BaseModule):
             for depth, block in enumerate(self.blocks, start=1):
                 block.attn.proj.weight.div_((2 * depth) ** 0.5)
                 block.mlp.fc2.weight.div_((2 * depth) ** 0.5)
-
-    def init_weights(self) -> None:
-        """Load the checkpoint that `init_cfg` names, if any; start values are drawn already."""
-        source = self.init_cfg
-        if not source or source.get("type") != "Pretrained":
-            super().init_weights()
-            return
-        self.pretrained_report = load_pretrained(self, source["checkpoint"])
-        self._is_init = True
-        if is_main_process():
-            logger.info("%s", self.pretrained_report.summary())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the pyramid of images (B, in_chans, H, W); see the class for the shapes."""

@@ -1,0 +1,177 @@
+"""Evaluate fine-tuned weights: every validation image once, whatever the number of ranks.
+
+Training and the `evaluate` command measure with the same loop and metric, so that they give the
+same numbers for the same weights.
+"""
+
+import copy
+import logging
+import pickle
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config, ConfigDict
+from torch import nn
+
+from cae_seg.data.metric import ExactIoUMetric
+from cae_seg.data.prepare.manifest import load_manifest
+from cae_seg.engine.acceleration import accelerate
+from cae_seg.engine.build import build_model, build_part
+from cae_seg.engine.config import load_config
+from cae_seg.engine.hooks.pictures import LabelMapHook, PaintingHook
+from cae_seg.engine.hooks.progress import ProgressHook
+from cae_seg.engine.identity import digest
+from cae_seg.engine.job import DONE, EvaluateJob
+from cae_seg.engine.ranks import Ranks
+from cae_seg.engine.resolve import apply_job
+from cae_seg.engine.runner import ExactRunner
+from cae_seg.engine.session import Session
+from cae_seg.engine.weights import load_weights
+from cae_seg.errors import UserError
+from cae_seg.files import atomic_write_json, atomic_writer, sha256_file
+from cae_seg.run import provenance
+from cae_seg.run.deadline import StopRequest
+
+logger = logging.getLogger(__name__)
+
+_SCORES = ("mIoU", "mAcc", "aAcc")
+
+
+def evaluate(job: EvaluateJob, ranks: Ranks, request: StopRequest) -> int:
+    """Measure fine-tuned weights and write what the job asks for.
+
+    Returns:
+        DONE.
+
+    Raises:
+        UserError: a mistake of the user's.
+        Stopped: a signal asked to.
+    """
+    with tempfile.TemporaryDirectory(prefix="cae-seg-") as folder:
+        return _evaluate(job, ranks, request, Path(folder))
+
+
+def _evaluate(job: EvaluateJob, ranks: Ranks, request: StopRequest, folder: Path) -> int:
+    begin = time.monotonic()
+    config = apply_job(load_config(job.config, job.cfg_options), job)
+    runner = _build(config, job, Session(ranks=ranks, seed=0, request=request), folder)
+    labels = LabelMapHook()
+    if _wants_labels(job):
+        runner.register_hook(labels)
+    if job.show_dir is not None:
+        runner.register_hook(PaintingHook(job.show_dir))
+    runner.register_hook(ProgressHook(job.name or ""))
+    runner.test()
+    if _wants_labels(job):
+        _write_labels(job.out, labels, ranks)
+    if ranks.first:
+        _report(job, _metrics(job, config, runner, time.monotonic() - begin))
+    return DONE
+
+
+def _report(job: EvaluateJob, metrics: dict[str, Any]) -> None:
+    if job.out is not None and not _wants_labels(job):
+        atomic_write_json(job.out, metrics)
+    numbers = (*(metrics[key] for key in _SCORES), metrics["images"], metrics["seconds"])
+    logger.info("mIoU %.2f, mAcc %.2f, aAcc %.2f on %d images in %.0f s", *numbers)
+
+
+def _wants_labels(job: EvaluateJob) -> bool:
+    return job.out is not None and job.out.suffix == ".pkl"
+
+
+def _build(config: Config, job: EvaluateJob, session: Session, folder: Path) -> ExactRunner:
+    """Build a runner that only tests, on the data that training validates on."""
+    built = copy.deepcopy(config)
+    accelerate(built)
+    model = build_model(built, 0, start=False)
+    load_weights(model, job.weights)
+    if job.aug_test:
+        model = _augmented(built, model)
+    session.workers = job.workers
+    session.evaluation_precision = built.get("evaluation_precision", "fp32")
+    return build_tester(built, session, model, folder)
+
+
+def build_tester(config: Config, session: Session, model: nn.Module, folder: Path) -> ExactRunner:
+    """Build a runner that tests a model on the data that training validates on.
+
+    Args:
+        config: accelerated.
+        session: what the command and the machine decide.
+        model: with its weights.
+        folder: where mmengine writes its log.
+    """
+    return ExactRunner.of(_test_config(config), session, model, folder)
+
+
+def _augmented(config: Config, model: nn.Module) -> nn.Module:
+    """Wrap the model for test-time augmentation, and let the data come in several views."""
+    if config.get("tta_pipeline") is None or config.get("tta_model") is None:
+        raise UserError(
+            f"--aug-test: {config.filename} has no tta_pipeline and tta_model; add them as in "
+            "mmsegmentation's configs/_base_/datasets/ade20k.py"
+        )
+    config.val_dataloader.dataset.pipeline = config.tta_pipeline
+    return build_part(config, ConfigDict(config.tta_model, module=model))
+
+
+def _test_config(config: Config) -> Config:
+    """Return what `Runner.test` needs: the test is on the validation data and metric."""
+    kept = ("default_scope", "env_cfg", "log_processor", "visualizer", "log_level")
+    test = {key: config[key] for key in kept if key in config}
+    test["test_dataloader"] = config.val_dataloader
+    test["test_evaluator"] = config.get("val_evaluator") or {"type": "ExactIoUMetric"}
+    test["test_cfg"] = {}
+    return Config(test, filename=config.filename)
+
+
+def _metrics(
+    job: EvaluateJob, config: Config, runner: ExactRunner, seconds: float
+) -> dict[str, Any]:
+    dataset, metric = runner.test_dataloader.dataset, _metric(runner)
+    found = metric.scores
+    ranks = runner.session.ranks
+    return {
+        "schema": 1,
+        "experiment": job.name,
+        "seed": job.seed,
+        **{key: found[key] for key in _SCORES},
+        "per_class": [
+            {"name": name, "IoU": _number(iou), "Acc": _number(acc)}
+            for name, iou, acc in zip(
+                dataset.metainfo["classes"], found["IoU"], found["Acc"], strict=True
+            )
+        ],
+        "images": len(dataset),
+        "seconds": seconds,
+        "weights_sha256": sha256_file(job.weights),
+        "config_sha256": digest({"model": config.model, "data": config.val_dataloader.dataset}),
+        "data_fingerprint": load_manifest(job.data).fingerprint if job.data else None,
+        "aug_test": job.aug_test,
+        "device": provenance.device_facts(ranks.device.type, ranks.world)["name"],
+        "code": provenance.code(),
+    }
+
+
+def _metric(runner: ExactRunner) -> ExactIoUMetric:
+    for metric in runner.test_loop.evaluator.metrics:
+        if isinstance(metric, ExactIoUMetric):
+            return metric
+    raise UserError("val_evaluator: has no IoUMetric, without which there is no mIoU; add one")
+
+
+def _write_labels(path: Path, hook: LabelMapHook, ranks: Ranks) -> None:
+    """Write the label maps of all ranks as one list, in the order of the images."""
+    shares = ranks.gather(hook.labels)
+    if ranks.first:
+        everything = {number: label for share in shares for number, label in share.items()}
+        with atomic_writer(path) as stream:
+            pickle.dump([everything[number] for number in sorted(everything)], stream)
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

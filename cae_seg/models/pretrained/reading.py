@@ -1,0 +1,83 @@
+"""Read a checkpoint file as data: tensors, containers, numbers and text; no code in it is run."""
+
+import argparse
+import codecs
+import pathlib
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cae_seg.errors import UserError
+
+# Types without behaviour that training scripts store beside the weights: arguments and numbers.
+INERT_TYPES = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    pathlib.PurePosixPath,
+    codecs.encode,
+    np.dtype,
+    np._core.multiarray.scalar,
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
+]
+
+
+def load_checkpoint_file(path: str | Path) -> dict:
+    """Return the contents of a `.safetensors` file or of a torch checkpoint, on the CPU.
+
+    No code from the file is run: torch files are read with `weights_only=True`, which knows
+    tensors, containers and numbers, and the inert types listed here.
+
+    Raises:
+        UserError: missing, unreadable, truncated, not a checkpoint, or in need of pickled code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder, not a checkpoint file" if path.is_dir() else "no such checkpoint"
+        raise UserError(f"{path}: {kind}; name the downloaded file")
+    try:
+        contents = _read(path)
+    except PermissionError as error:
+        raise UserError(f"{path}: may not be read; check the file's rights") from error
+    except Exception as error:  # readers raise a dozen kinds on damaged bytes
+        raise UserError(f"{path}: {_reading_problem(error, path)}") from error
+    if not isinstance(contents, Mapping):
+        raise UserError(
+            f"{path}: holds a {type(contents).__name__}, not a checkpoint's dictionary; "
+            "see docs/checkpoints.md for the layouts"
+        )
+    return dict(contents)
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    with torch.serialization.safe_globals(INERT_TYPES), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # on the pickle protocol: an error follows
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _reading_problem(error: Exception, path: Path) -> str:
+    """Say in one clause why a file could not be read and what to do."""
+    if isinstance(error, pickle.UnpicklingError):
+        blocked = re.search(r"Unsupported (?:global|class)\W+(?:GLOBAL )?([\w.]+)", str(error))
+        if blocked or _begins_like_a_pickle(path):
+            what = f" ({blocked[1]})" if blocked else ""
+            return (
+                f"needs pickled code{what}, which is never run; convert the file once, as "
+                "docs/checkpoints.md shows under 'Old checkpoints'"
+            )
+    return "is truncated, damaged or not a checkpoint; download it again and compare its size"
+
+
+def _begins_like_a_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == pickle.PROTO
