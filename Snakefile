@@ -15,7 +15,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/restart.smk"
+include: "workflow/rules/messages.smk"
 
 
 pathvars:

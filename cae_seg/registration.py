@@ -8,6 +8,11 @@ import cae_seg.data.metric
 import cae_seg.data.sampling
 import cae_seg.data.transforms
 import cae_seg.models.backbones.cae
+import cae_seg.models.backbones.frozen
+import cae_seg.models.backbones.mmseg
+import cae_seg.models.backbones.timm
+import cae_seg.models.heads.linear
+import cae_seg.models.heads.setr
 import cae_seg.models.heads.upernet
 import cae_seg.models.layer_decay
 import cae_seg.models.layers.batch_norm

@@ -16,11 +16,11 @@ from cae_seg.data.visualize import paint_panel
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.build import build_model
 from cae_seg.engine.config import load_config
-from cae_seg.engine.validate import check_checkpoint, check_writable
+from cae_seg.engine.validate import check_checkpoint
 from cae_seg.engine.weights import load_weights
 from cae_seg.engine.weights_config import config_of_weights
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_writer
+from cae_seg.files import atomic_writer, check_output_file, check_writable
 from cae_seg.launch.launcher import place
 from cae_seg.machine import count_gpus
 from cae_seg.models.pretrained.reading import load_checkpoint_file
@@ -125,6 +125,7 @@ def _check_outputs(images: list[Path], out: Path) -> None:
                 raise UserError(
                     f"{other} and {image}: both would be written to {target}; rename one"
                 )
+            check_output_file(target)
             if target.exists() and not _is_ours(target):
                 raise UserError(
                     f"{target}: exists and was not written by `cae-seg predict`; "

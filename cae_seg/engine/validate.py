@@ -5,11 +5,11 @@ No library is needed here, so that a mistyped name costs a moment and not a queu
 
 import difflib
 import math
-import os
 from pathlib import Path
 
 from cae_seg.engine.job import EvaluateJob, Job, TrainJob
 from cae_seg.errors import UserError
+from cae_seg.files import check_output_file, check_writable
 
 CONFIGS = Path("configs_local")
 
@@ -75,21 +75,6 @@ def check_checkpoint(path: Path) -> None:
         raise UserError(f"{path}: {kind}; name the downloaded file")
 
 
-def check_writable(folder: Path) -> None:
-    """Check that files can be made in `folder`, or that it can be made, without making it.
-
-    Raises:
-        UserError: it cannot.
-    """
-    present = folder.absolute()
-    while not present.exists():
-        present = present.parent
-    if not present.is_dir():
-        raise UserError(f"{present}: is a file where a folder is needed")
-    if not os.access(present, os.W_OK | os.X_OK):
-        raise UserError(f"{folder}: cannot be written; choose another folder or mend its rights")
-
-
 def _check_train(job: TrainJob) -> None:
     if job.learning_rate is not None:
         parse_learning_rate(job.learning_rate)
@@ -99,7 +84,7 @@ def _check_train(job: TrainJob) -> None:
         if value is not None and value <= 0:
             raise UserError(f"--{name} {value}: must be positive")
     check_writable(job.work_dir)
-    check_writable(job.run_file.parent)
+    check_output_file(job.run_file)
 
 
 def _check_evaluate(job: EvaluateJob) -> None:
@@ -107,6 +92,6 @@ def _check_evaluate(job: EvaluateJob) -> None:
     if job.out is not None:
         if job.out.suffix not in (".json", ".pkl"):
             raise UserError(f"--out {job.out}: must end in .json (metrics) or .pkl (label maps)")
-        check_writable(job.out.parent)
+        check_output_file(job.out)
     if job.show_dir is not None:
         check_writable(job.show_dir)

@@ -7,6 +7,7 @@ from torch import nn
 
 from cae_seg.errors import UserError
 from cae_seg.models.pretrained.reading import load_checkpoint_file
+from cae_seg.models.pretrained.values import check_values
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -18,6 +19,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     contents = load_checkpoint_file(path)
     state = contents.get("state_dict", contents)
     state = {name.removeprefix("module."): value for name, value in state.items()}
+    check_values(state, model.state_dict(), path)
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

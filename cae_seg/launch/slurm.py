@@ -10,8 +10,8 @@ from cae_seg.run.paths import read_record
 
 logger = logging.getLogger(__name__)
 
-REQUEUE = "CAE_SEG_REQUEUE"
-"""The variable that the workflow sets: other people's jobs are not ours to requeue."""
+REQUEUE = "SNAKEMAKE_SLURM_REQUEUE"
+"""The variable that our executor sets: it does not take a requeued job for a failed one."""
 
 
 def go_back_to_queue(record: Path) -> bool:

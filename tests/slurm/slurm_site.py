@@ -8,10 +8,19 @@ import sys
 from pathlib import Path
 
 import psutil
-from disturbed_runs import Run, write_sheet
+from interrupted_runs import Run, write_sheet
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("Snakefile", "workflow", "config", "configs_local", "cae_seg", "environment.yml", "slurm")
+PARTS = (
+    "Snakefile",
+    "workflow",
+    "config",
+    "configs_local",
+    "cae_seg",
+    "snakemake_executor_plugin_cae_slurm",
+    "environment.yml",
+    "slurm",
+)
 
 
 class Site:
@@ -51,7 +60,7 @@ class Site:
     def snakemake(self, sheet: str, *arguments: str, **environment: str) -> subprocess.Popen:
         """Start Snakemake as a person would; what it says goes to a file."""
         command = [sys.executable, "-m", "snakemake", "--profile", "slurm"]
-        command += ["--slurm-init-seconds-before-status-checks", "3", "--latency-wait", "15"]
+        command += ["--cae-slurm-init-seconds-before-status-checks", "3", "--latency-wait", "15"]
         command += [*arguments, "--config", f"sheet={sheet}"]
         with self.said_file(sheet).open("a") as said:
             process = subprocess.Popen(

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("Snakefile", "environment.yml", "workflow", "config", "configs_local", "cae_seg")
+PARTS = (
+    "Snakefile",
+    "environment.yml",
+    "workflow",
+    "config",
+    "configs_local",
+    "cae_seg",
+    "snakemake_executor_plugin_cae_slurm",
+)
 PROFILES = ("local", "slurm", "demo")
 
 

@@ -28,7 +28,7 @@ def asked(cluster, experiment, *arguments):
     data.parent.mkdir(parents=True)
     data.write_text("{}")
     target = f"results/{experiment}/seed_0/run.json"
-    quick = ("--retries", "0", "--slurm-init-seconds-before-status-checks", "1")
+    quick = ("--retries", "0", "--cae-slurm-init-seconds-before-status-checks", "1")
     done = cluster.snakemake(target, "--profile", "slurm", *quick, *arguments)
     assert done.returncode != 0
     lines = (cluster.path / "sbatch.txt").read_text().splitlines()
@@ -46,7 +46,8 @@ def test_a_training_asks_for_one_task_with_the_gpus_of_its_row(cluster):
     assert "ntasks" not in said
 
 
-def test_a_row_comes_before_the_profile(cluster):
+def test_resources_of_a_row_replace_those_of_the_profile(cluster):
+    cluster.edit("workflow/profiles/slurm/profile.yaml", "# slurm_partition", "slurm_partition")
     row = "learning_rate: 3e-4, published"
     own = "resources: {runtime: 600, slurm_partition: big, gpu_model: h100, qos: long}"
     cluster.edit("config/published.yaml", row, f"gpus: 4, {own}, {row}")
@@ -57,31 +58,32 @@ def test_a_row_comes_before_the_profile(cluster):
     assert "--qos=long" in said
 
 
-def test_other_rows_keep_what_the_profile_says(cluster):
-    row = "learning_rate: 3e-4, published"
-    cluster.edit("config/published.yaml", row, f"resources: {{runtime: 600}}, {row}")
-    assert "-t 2880" in asked(cluster, "vit_b_800")
-
-
-def test_a_word_on_the_command_line_counts_where_another_row_says_its_own(cluster):
+def test_rows_without_resources_use_the_default_resources_of_the_profile(cluster):
+    cluster.edit("workflow/profiles/slurm/profile.yaml", "# slurm_partition", "slurm_partition")
     row = "learning_rate: 3e-4, published"
     cluster.edit("config/published.yaml", row, f"resources: {{slurm_partition: big}}, {row}")
-    said = asked(cluster, "vit_b_800", "--set-resources", "fine_tune:slurm_partition=gpu")
+    said = asked(cluster, "vit_b_800")
     assert "-p gpu" in said
+    assert "-t 2880" in said
 
 
-def test_the_command_line_comes_before_the_rule(cluster):
-    said = asked(cluster, "vit_b_300", "--set-resources", "fine_tune:constraint=nvlink")
+def test_set_resources_replaces_resources_of_rule_and_row(cluster):
+    row = "learning_rate: 3e-4, published"
+    cluster.edit("config/published.yaml", row, f"resources: {{constraint: pcie}}, {row}")
+    options = ("--set-resources", "fine_tune:constraint=nvlink", "fine_tune:runtime=90")
+    said = asked(cluster, "vit_b_300", *options)
     assert "-C nvlink" in said
+    assert "-t 90" in said
 
 
-def test_gpus_of_several_nodes_are_of_the_kind_that_the_profile_says(cluster):
+def test_gpus_of_several_nodes_are_of_the_type_in_the_profile(cluster):
     cluster.edit(
         "config/published.yaml",
         "learning_rate: 3e-4, published",
         "nodes: 2, learning_rate: 3e-4, published",
     )
-    said = asked(cluster, "vit_b_300", "--set-resources", "fine_tune:gpu_model=a100")
+    cluster.edit("workflow/profiles/slurm/profile.yaml", "# gpu_model", "gpu_model")
+    said = asked(cluster, "vit_b_300")
     assert "--gres=gpu:a100:4" in said
     assert "--nodes=2" in said
     assert "--gpus" not in said

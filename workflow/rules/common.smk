@@ -24,7 +24,6 @@ def read_sheet() -> Sheet:
 
 SHEET = read_sheet()
 ROWS = {row.name: row for row in SHEET.experiments}
-PROFILE_GPU_MODEL = {}  # of rules, where the profile or the command line says one
 AMONG_RESULTS = {"caption": "../report/table.rst", "category": "Results"}
 
 
@@ -129,18 +128,46 @@ def gpus(wildcards) -> int:
     return found.gpus if found.nodes == 1 else 0
 
 
-# The SLURM executor's own job step asks for all of `gpu` on one node, so that a job of several
+def row_resource(key: str, otherwise=None):
+    """Return a resource function: the row's value, or `otherwise`, or the default resource.
+
+    `--set-resources` replaces the function, and so comes before the row.
+    """
+
+    def value(wildcards, input, attempt, threads, rulename, async_run):
+        chosen = getattr(row(wildcards).resources, key)
+        if chosen is not None or otherwise is not None:
+            chosen = otherwise if chosen is None else chosen
+            return chosen(wildcards) if callable(chosen) else chosen
+        default = (workflow.resource_settings.default_resources or {}).get(key)
+        known = dict(input=input, attempt=attempt, threads=threads, rulename=rulename)
+        return default and default.evaluate(wildcards, **known, async_run=async_run).value
+
+    return value
+
+
+def site_resources() -> dict:
+    """Return the resources that name a part of the cluster, from the row or the profile."""
+    keys = ("slurm_partition", "slurm_account", "qos", "constraint", "slurm_extra")
+    return {key: row_resource(key) for key in keys}
+
+
+def gpu_model(wildcards, input, attempt, threads, rulename, async_run) -> str | None:
+    """Return the GPU type of a training; none where `gres` names it."""
+    if row(wildcards).nodes > 1:
+        return None
+    return row_resource("gpu_model")(wildcards, input, attempt, threads, rulename, async_run)
+
+
+# The job step of the SLURM executor asks for all of `gpu` on one node, so that a job of several
 # nodes does not start; `gres` counts by node.
 def gres(wildcards, input, attempt, threads, rulename, async_run) -> str | None:
     """Return the GPUs of each node of a training on several, as SLURM writes them."""
     found = row(wildcards)
     if found.nodes == 1 or not found.gpus:
         return None
-    kind, said = found.resources.gpu_model, PROFILE_GPU_MODEL.get(rulename)
-    if kind is None and said is not None:
-        known = dict(input=input, attempt=attempt, threads=threads, rulename=rulename)
-        kind = said.evaluate(wildcards, **known, async_run=async_run).value
-    return ":".join(["gpu", *([kind] if kind else []), str(found.gpus // found.nodes)])
+    model = row_resource("gpu_model")(wildcards, input, attempt, threads, rulename, async_run)
+    return ":".join(["gpu", *([model] if model else []), str(found.gpus // found.nodes)])
 
 
 def cpus(wildcards) -> int:
@@ -195,30 +222,3 @@ def sheet_file(wildcards, input) -> str:
 def sheet_setting(wildcards, input) -> str:
     """Return the setting of `snakemake --config` that names the sheet."""
     return f"sheet={SHEET.path}"
-
-
-def obey_row(rule: str) -> None:
-    """Let `resources` of a row come before those of the rule, the profile and the command line."""
-    resources = workflow.get_rule(rule).resources
-    keys = {key for found in SHEET.experiments for key in found.resources.model_fields_set}
-    if "gpu_model" in resources:
-        PROFILE_GPU_MODEL[rule] = resources["gpu_model"]
-        keys.add("gpu_model")
-    for key in keys:
-        resources[key] = row_resource(key, resources.get(key))
-
-
-def row_resource(key: str, otherwise):
-    """Return a function that takes a resource from the row of a job, if the row says it."""
-
-    def value(wildcards, input, attempt, threads, rulename, async_run):
-        found = row(wildcards)
-        if key == "gpu_model" and found.nodes > 1 and rulename == "fine_tune":
-            return None  # `gres` names it
-        chosen = getattr(found.resources, key)
-        if chosen is not None:
-            return chosen
-        known = dict(input=input, attempt=attempt, threads=threads, rulename=rulename)
-        return otherwise.evaluate(wildcards, **known, async_run=async_run).value
-
-    return value

@@ -13,10 +13,12 @@ rule evaluate:
         "../../environment.yml"
     threads: lambda wildcards: min(8, cpus(wildcards))
     resources:
+        **site_resources(),
         gpu=lambda wildcards: min(1, row(wildcards).gpus),
+        gpu_model=row_resource("gpu_model"),
         nodes=1,
-        mem_mb=24000,
-        runtime="4h",
+        mem_mb=row_resource("mem_mb", 24000),
+        runtime=row_resource("runtime", "4h"),
     params:
         weights=work_weights,
         machine=device_options,
@@ -26,9 +28,6 @@ rule evaluate:
         "cae-seg evaluate {input.config:q} {params.weights:q} --data={input.data:q}"
         " --name={wildcards.experiment:q} --seed={wildcards.seed:q} {params.machine:q}"
         " --out={output.metrics:q} 2>&1 | tee {log:q}"
-
-
-obey_row("evaluate")
 
 
 rule summarise:

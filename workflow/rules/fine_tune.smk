@@ -18,11 +18,13 @@ rule fine_tune:
         "../../environment.yml"
     threads: cpus
     resources:
+        **site_resources(),
         gpu=gpus,
+        gpu_model=gpu_model,
         gres=gres,
         nodes=of_row("nodes"),
-        mem_mb=memory,
-        runtime="2d",
+        mem_mb=row_resource("mem_mb", memory),
+        runtime=row_resource("runtime", "2d"),
     params:
         config=of_row("config"),
         rate=of_row("learning_rate"),
@@ -42,6 +44,3 @@ rule fine_tune:
         " --pretrained={input.checkpoint:q} --data={input.data:q} {params.machine:q}"
         " --work-dir={params.work:q}/work --out={output.run:q} --sheet={params.sheet:q}"
         " -- {params.config:q} > >(trap '' INT TERM USR1; exec tee -a {log:q}) 2>&1"
-
-
-obey_row("fine_tune")

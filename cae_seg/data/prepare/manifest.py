@@ -8,6 +8,7 @@ from typing import Any
 
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_text, read_json
+from cae_seg.redaction import redact
 
 SCHEMA = 1
 SPLITS = ("training", "validation")
@@ -26,7 +27,7 @@ class Manifest:
         classes: the 150 class names in the order of their numbers.
         counts: images per split.
         files: per split, stem → (bytes of the image, bytes of the annotation).
-        source: the URL, archive or folder that it came from.
+        source: the URL (without credentials), archive or folder that it came from.
     """
 
     root: Path
@@ -35,6 +36,9 @@ class Manifest:
     counts: dict[str, int]
     files: dict[str, dict[str, tuple[int, int]]]
     source: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", redact(self.source))
 
 
 def image_path(root: Path, split: str, stem: str) -> Path:

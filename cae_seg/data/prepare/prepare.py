@@ -32,6 +32,7 @@ from cae_seg.data.prepare.manifest import (
 from cae_seg.data.prepare.verify import LISTS, verify
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, read_json
+from cae_seg.redaction import redact
 
 # What was verified, in our own keeping: Snakemake deletes the manifest before it calls us.
 RECORD = ".verified.json"
@@ -138,7 +139,7 @@ def _data_folder(folder: Path, source: str) -> Path:
 def _identity(source: str, sha256: str | None) -> list[Any]:
     """Return what tells this source from another, or from itself after a change."""
     if is_url(source):
-        return [source, sha256]
+        return [redact(source), sha256]
     try:
         stat = os.stat(source)
     except FileNotFoundError as error:

@@ -1,17 +1,5 @@
 # What a person reads when a start is refused, and when a workflow has failed.
-import os
-import shutil
-
 from cae_seg.results.status import unfinished
-
-
-def speak_plainly_with_slurm() -> None:
-    """Let the SLURM executor find our `sbatch`, `sacct` and `squeue` before SLURM's own."""
-    commands = str(Path(workflow.basedir) / "workflow/slurm/bin")
-    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    if shutil.which("sbatch") and commands not in folders:
-        os.environ.update(PATH=os.pathsep.join([commands, *folders]))
-    os.environ.update(CAE_SEG_REQUEUE="1")
 
 
 def explain_lock() -> None:
@@ -30,7 +18,6 @@ def explain_lock() -> None:
 
 
 if workflow.is_main_process:
-    speak_plainly_with_slurm()
     explain_lock()
 
 

@@ -1,0 +1,164 @@
+"""The executor plugin: what it relies on in its parent, and its judgement of SLURM's words."""
+
+import inspect
+from importlib.metadata import requires, version
+
+import pytest
+import snakemake_executor_plugin_slurm as parent
+from packaging.requirements import Requirement
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import get_job_wildcards, set_gres_string
+from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
+from snakemake_interface_common.plugin_registry import PluginRegistryBase
+from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
+
+from snakemake_executor_plugin_cae_slurm import Executor, commands
+from snakemake_executor_plugin_cae_slurm.naming import parse_submission
+from snakemake_executor_plugin_cae_slurm.refusals import classify
+
+
+class FakeJob:
+    """A job with resources, as the parent's functions read it."""
+
+    threads = 4
+
+    class resources(dict):
+        """A mapping whose keys are attributes as well, as Snakemake's is."""
+
+        __getattr__ = dict.get
+
+    def __init__(self, **resources: object) -> None:
+        self.resources = self.resources(resources)
+
+
+def test_the_installed_parent_is_the_pinned_one():
+    pins = [Requirement(text) for text in requires("cae-seg") or []]
+    pin = next(pin for pin in pins if pin.name == "snakemake-executor-plugin-slurm")
+    assert pin.specifier.contains(version("snakemake-executor-plugin-slurm"))
+
+
+@pytest.mark.parametrize(
+    ("function", "parameters"),
+    [
+        (get_submit_command, ["job", "params", "settings", "failed_nodes"]),
+        (set_gres_string, ["job"]),
+        (get_job_wildcards, ["job"]),
+        (validate_slurm_extra, ["job"]),
+        (parent.Executor.run_job, ["self", "job"]),
+        (parent.Executor.get_partition_arg, ["self", "job"]),
+        (parent.Executor.get_account_arg, ["self", "job"]),
+        (parent.Executor.check_active_jobs, ["self", "active_jobs"]),
+        (parent.Executor.cancel_jobs, ["self", "active_jobs"]),
+        (parent.Executor.__post_init__, ["self", "test_mode"]),
+        (parent.Executor._report_job_error_threadsafe, ["self", "job_info", "msg"]),
+        (parent.Executor._report_job_submission_threadsafe, ["self", "job_info"]),
+    ],
+)
+def test_the_parent_has_what_the_executor_calls_and_replaces(function, parameters):
+    assert list(inspect.signature(function).parameters)[: len(parameters)] == parameters
+
+
+def test_the_parent_runs_jobs_through_run_job():
+    assert "self.run_job" in inspect.getsource(parent.Executor._submit_job)
+
+
+def test_the_parents_command_takes_name_and_options_as_given():
+    params = {
+        "run_uuid": "some.name",
+        "slurm_logfile": "x.log",
+        "comment_str": "comment",
+        "account": "--account=mine --dependency=singleton",
+        "partition": "",
+        "workdir": "/here",
+    }
+    job = FakeJob(slurm_extra="--dependency=afterok:3", gpu=2)
+    command = get_submit_command(job, params, None, set()).split()
+    assert command[command.index("--job-name") + 1] == "some.name"
+    assert command.index("--dependency=singleton") < command.index("--dependency=afterok:3")
+    assert "--parsable" in command
+
+
+def test_snakemake_finds_the_plugin():
+    assert isinstance(ExecutorPluginRegistry(), PluginRegistryBase)
+    plugin = ExecutorPluginRegistry().get_plugin("cae-slurm")
+    assert plugin.executor is Executor
+    assert plugin.common_settings is parent.common_settings
+
+
+@pytest.mark.parametrize(
+    ("printed", "found"),
+    [
+        ("17\n", ("17", None)),
+        ("4294967297;alpha\n", ("4294967297", "alpha")),
+        ("Welcome to cluster 5, in service since 2021.\n\n17\n", ("17", None)),
+        ("17;beta\nYour project has used 33% of 2000 hours\n", ("17", "beta")),
+        ("no number here\n", (None, None)),
+    ],
+)
+def test_a_job_number_is_found_among_banners(printed, found):
+    assert parse_submission(printed) == found
+
+
+PREFIX = "sbatch: error: Batch job submission failed: "
+POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        f"sbatch: error: QOSMaxSubmitJobPerUserLimit\n{PREFIX}{POLICY}",
+        f"sbatch: error: AssocMaxSubmitJobLimit\n{PREFIX}{POLICY}",
+        f"{PREFIX}Socket timed out on send/recv operation",
+        f"{PREFIX}Unable to contact slurm controller (connect failure)",
+        f"{PREFIX}Slurm temporarily unable to accept job, sleeping and retrying",
+        f"{PREFIX}Resource temporarily unavailable",
+        f"{PREFIX}Required partition not available (inactive or drain)",
+        f"{PREFIX}{POLICY}",
+    ],
+)
+def test_a_limit_on_the_number_of_jobs_or_a_silent_controller_passes(errors):
+    assert classify(errors, others_queued=True).passing
+
+
+@pytest.mark.parametrize(
+    ("reason", "resource"),
+    [
+        ("invalid partition specified: nowhere\n" + PREFIX + "Invalid partition name specified",
+         "slurm_partition"),
+        ("Invalid account or account/partition combination specified", "slurm_account"),
+        ("Invalid qos specification", "qos"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "runtime"),
+        ("Memory specification can not be satisfied", "mem_mb"),
+        ("Invalid generic resource (gres) specification", "gpu_model"),
+        ("Invalid feature specification", "constraint"),
+        ("Requested node configuration is not available", "gpu_model"),
+        ("QOSMaxWallDurationPerJobLimit\n" + PREFIX + POLICY, "runtime"),
+        ("QOSMaxMemoryPerJob\n" + PREFIX + POLICY, "mem_mb"),
+    ],
+)  # fmt: skip
+def test_a_wrong_setting_is_refused_for_good_and_named(reason, resource):
+    refusal = classify(f"sbatch: error: {reason}", others_queued=True)
+    assert not refusal.passing
+    assert resource in refusal.resources
+    assert "\n" not in refusal.message
+
+
+def test_an_unnamed_limit_does_not_pass_while_no_other_job_counts_towards_it():
+    refusal = classify(PREFIX + POLICY, others_queued=False)
+    assert not refusal.passing
+    assert refusal.resources
+
+
+def test_words_that_are_not_known_are_left_to_snakemakes_retries():
+    refusal = classify("sbatch: error: something new", others_queued=True)
+    assert not refusal.passing
+    assert not refusal.resources
+
+
+def test_settings_of_the_user_do_not_change_slurms_answers(monkeypatch):
+    for name in ("SLURM_TIME_FORMAT", "SQUEUE_FORMAT", "SQUEUE_STATES", "SACCT_FORMAT"):
+        monkeypatch.setenv(name, "relative")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    kept = commands.environment()
+    assert "SLURM_CONF" in kept
+    assert not {name for name in kept if name.startswith(("SQUEUE", "SACCT", "SLURM_TIME"))}
