@@ -56,7 +56,7 @@ def evaluate(job: EvaluateJob, ranks: Ranks, request: StopRequest) -> int:
 
 def _evaluate(job: EvaluateJob, ranks: Ranks, request: StopRequest, folder: Path) -> int:
     begin = time.monotonic()
-    config = apply_job(load_config(job.config, job.cfg_options), job)
+    config = apply_job(load_config(job.config, job.cfg_options, job.knobs), job)
     runner = _build(config, job, Session(ranks=ranks, seed=0, request=request), folder)
     labels = LabelMapHook()
     if _wants_labels(job):

@@ -11,7 +11,7 @@ from cae_seg.data.prepare.manifest import load_manifest
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.batch import BatchSplit, split_batch
 from cae_seg.engine.checkpoint_report import known_sha256
-from cae_seg.engine.config import load_config
+from cae_seg.engine.config import global_batch_size, load_config
 from cae_seg.engine.identity import identity_of
 from cae_seg.engine.job import EvaluateJob, Job, TrainJob
 from cae_seg.engine.precision import choose_precision
@@ -54,7 +54,7 @@ def resolve_run(job: TrainJob, ranks: Ranks) -> ResolvedRun:
     Raises:
         UserError: a mistake of the user's.
     """
-    config = apply_job(load_config(job.config, job.cfg_options), job)
+    config = apply_job(load_config(job.config, job.cfg_options, job.knobs), job)
     precision = choose_precision(config.precision, ranks.device.type, config.optim_wrapper)
     split = split_batch(global_batch_size(config), ranks.world, job.images_per_gpu)
     built = copy.deepcopy(config)
@@ -110,12 +110,6 @@ def pretrained_of(config: Config) -> Path | None:
     start = (config.model.get("backbone") or {}).get("init_cfg")
     source = start.get("checkpoint") if isinstance(start, dict) else None
     return Path(source) if source is not None and "://" not in str(source) else None
-
-
-def global_batch_size(config: Config) -> int:
-    """Return the images of one iteration over all ranks."""
-    total = config.get("total_batch_size")
-    return total or (config.get("auto_scale_lr") or {}).get("base_batch_size") or 16
 
 
 def _checkpoint_file(path: Path) -> Path:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from cae_seg.sheet.sheet import Experiment, Sheet, load_sheet
+from cae_seg.sheet.reading import Sheet, load_sheet
+from cae_seg.sheet.schema import Experiment
 from cae_seg.run.paths import Record, RunFolder
 
 SILENT_SECONDS = 900.0
@@ -71,6 +72,7 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
         "seed": seed,
         "config": row.config,
         "published_miou": _number(row.published_miou),
+        "changes": row.recipe_changes,
         "mIoU": _number(scores.get("mIoU")),
         "mAcc": _number(scores.get("mAcc")),
         "aAcc": _number(scores.get("aAcc")),
@@ -159,5 +161,3 @@ def _state_from_log(
     if state == "queued" and now - log.stat().st_mtime < SILENT_SECONDS:
         return "running", "begins"
     return "failed", ", ".join(part for part in (progress, f"log {log}") if part)
-
-

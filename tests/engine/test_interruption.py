@@ -49,7 +49,10 @@ def command(job: TrainJob) -> list[str]:
         arguments += ["--gpus", job.gpus]
     if job.pretrained:
         arguments += ["--pretrained", job.pretrained]
-    return [str(argument) for argument in [*arguments, "--cfg-options", *options]]
+    arguments += ["--iterations", job.iterations]
+    if options:
+        arguments += ["--cfg-options", *options]
+    return [str(argument) for argument in arguments]
 
 
 def start(job: TrainJob, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -266,8 +269,8 @@ def test_published_command_lines(config, manifest, tmp_path):
         "--deterministic",
         "--data",
         manifest,
-        "--options",
-        "max_iterations=2",
+        "--iterations",
+        "2",
     ]
     subprocess.run([str(part) for part in train], check=True)
     show = tmp_path / "show"

@@ -287,8 +287,14 @@ def test_published_option_names_the_checkpoint(make_job, tmp_path):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("backbone=dict(type='CEA')", r"named CEA; nearest: CAE"),
-        ("type='EncoderDecodr'", r"named EncoderDecodr; nearest: EncoderDecoder"),
+        (
+            "backbone=dict(type='CEA')",
+            r"model.backbone.type: nothing is registered as CEA; nearest: CAE",
+        ),
+        (
+            "type='EncoderDecodr'",
+            r"nothing is registered as EncoderDecodr; nearest: EncoderDecoder",
+        ),
         ("backbone=dict(wdith=3)", r"cannot be built \(.*wdith"),
         ("backbone=dict(out_indices=[0, 1])", r"cannot be built \(.*out_indices"),
     ],

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import torch
 from cae_seg.engine.batch import split_batch
 from cae_seg.engine.job import EvaluateJob, TrainJob, decode, encode
 from cae_seg.engine.precision import choose_precision
-from cae_seg.engine.validate import check_config, check_job, parse_learning_rate
+from cae_seg.engine.validate import check_job, parse_learning_rate
 from cae_seg.errors import UserError
 from cae_seg.launch.gpus import lease_gpus
 from cae_seg.launch.launcher import Placement, place
@@ -159,14 +160,25 @@ def test_learning_rate_that_is_no_number(text):
         parse_learning_rate(text)
 
 
-def test_unknown_config_names_the_nearest(tmp_path, monkeypatch):
-    (tmp_path / "configs_local" / "cae").mkdir(parents=True)
-    (tmp_path / "configs_local" / "cae" / "upernet_cae_base.py").touch()
-    monkeypatch.chdir(tmp_path)
-    from pathlib import Path
-
-    with pytest.raises(UserError, match=r"nearest: configs_local/cae/upernet_cae_base.py"):
-        check_config(Path("configs_local/cae/upernet_cea_base.py"))
+@pytest.mark.parametrize(
+    ("key", "argument"),
+    [
+        ("optim_wrapper.optimizer.lr", {"learning_rate": "1e-4"}),
+        ("model.pretrained", {"pretrained": Path("x.pth")}),
+        ("model.backbone.init_cfg.checkpoint", {"pretrained": Path("x.pth")}),
+        ("precision", {"precision": "fp32"}),
+        ("val_dataloader.dataset.data_root", {"data": Path("manifest.json")}),
+        ("total_batch_size", {"batch_size": 4}),
+    ],
+)
+def test_an_option_that_another_argument_replaces_is_refused(tmp_path, key, argument):
+    config = tmp_path / "c.py"
+    config.touch()
+    job = TrainJob(config=config, work_dir=tmp_path, cfg_options={key: 1}, **argument)
+    with pytest.raises(
+        UserError, match=f"{key}: is replaced by --{next(iter(argument)).replace('_', '-')}"
+    ):
+        check_job(job)
 
 
 def test_folder_that_cannot_be_written(tmp_path):

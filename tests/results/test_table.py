@@ -30,7 +30,7 @@ from cae_seg.results.aggregate import aggregate
 from cae_seg.results.collect import collect_runs
 from cae_seg.results.table import write_table
 from cae_seg.run import provenance
-from cae_seg.sheet.sheet import load_sheet
+from cae_seg.sheet.reading import load_sheet
 
 SCORES = {
     (1600, "1e-4"): (50.3, 50.5),
@@ -259,6 +259,15 @@ def test_what_keeps_a_row_from_being_compared_is_said_on_it(sheet, change, note)
     make_run(sheet.run_folder(name, 0), name, 0, **change)
     notes = [row["Notes"] for row in read_rows(write_table(sheet, code_fingerprint="f" * 64))]
     assert notes == ["", "", "", note]
+
+
+def test_a_row_that_changes_its_recipe_is_marked(sheet):
+    name = "vit_b_800_lr2e-4"
+    changed = replaced(sheet, name, crop_size=(256, 256), options={"model.backbone.depth": "9"})
+    rows = read_rows(write_table(changed, code_fingerprint="f" * 64))
+    note = "not the recipe: crop_size 256 x 256, model.backbone.depth 9"
+    assert [row["Notes"] for row in rows] == ["", "", "", note]
+    assert "**" not in rows[-1]["mIoU"]
 
 
 def test_changed_code_is_said_on_every_row(sheet):
