@@ -4,7 +4,7 @@ import fcntl
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pandas as pd
 from cae_seg.sheet.reading import Sheet, load_sheet
 from cae_seg.sheet.schema import Experiment
 from cae_seg.run.paths import Record, RunFolder
+from cae_seg.run.schemas import doubts_about
 
 SILENT_SECONDS = 900.0
 SPEED_LINES = 20
@@ -89,8 +90,20 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
         "code": _codes(facts, scores, "fingerprint"),
         "commit": _codes(facts, scores, "commit"),
         "dirty": any(_codes(facts, scores, "dirty")),
+        "doubts": tuple(_doubts(run, metrics, row.name, seed)),
+        "weights": scores.get("weights_sha256"),
         "same_weights": facts.get("weights", {}).get("sha256") == scores.get("weights_sha256"),
     }
+
+
+def _doubts(
+    run: RunFolder, metrics: dict[str, Any] | None, name: str, seed: int
+) -> Iterator[str]:
+    """Yield why the scores may not be those of this run's weights."""
+    if metrics is not None:
+        yield from doubts_about(metrics, name, seed)
+        if run.changed_weights(metrics):
+            yield "weights changed since the evaluation"
 
 
 def _number(value: float | None) -> float:
