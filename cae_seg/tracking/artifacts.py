@@ -22,7 +22,7 @@ def gather(run: RunFolder, facts: dict[str, Any], metrics: dict[str, Any] | None
     for name in ("run.json", "metrics.json"):
         if (run.path / name).is_file():
             shutil.copyfile(run.path / name, to / name)
-    environment = {key: facts.get(key) for key in ("versions", "device", "code", "fast_paths")}
+    environment = {key: facts.get(key) for key in ("versions", "device", "code", "accelerations")}
     (to / "environment.json").write_text(json.dumps(environment, indent=1))
     if metrics is not None:
         _write_per_class(metrics, to)
@@ -33,7 +33,8 @@ def _write_per_class(metrics: dict[str, Any], to: Path) -> None:
         writer = csv.DictWriter(stream, ["name", "IoU", "Acc"], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(metrics["per_class"])
-    from cae_seg.results.figures import draw_classes, save
+    from cae_seg.results.class_figures import draw_classes
+    from cae_seg.results.plotting import save
 
     save(draw_classes(metrics["per_class"]), to / "per_class.png")
 
