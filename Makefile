@@ -1,10 +1,11 @@
 # make demo   the whole workflow on generated data, from nothing but CPython 3.11
 # make test   format, lint, workflow checks and all tests, SLURM included
 # make ui     the MLflow UI on this machine
+# make fuzz   hours of broken input; what it finds becomes a test
 # make bench  stock mmsegmentation against cae-seg, into docs/benchmarks.md
 # make install TORCH=cpu         PyTorch's build for a platform: cpu, cu126, cu128, cu130, …
 # make test-python PY=3.12       the fast tests on another Python, in an environment of its own
-.PHONY: install test-python demo test lint test-tools fast-test slow-test format ui bench
+.PHONY: install test-python demo test lint test-tools fast-test slow-test fuzz format ui bench
 
 SHELL := /bin/bash
 VENV := .venv
@@ -55,6 +56,10 @@ fast-test:
 
 slow-test:
 	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadgroup
+
+# Hours of mutated sheets, archives, images, checkpoints and command lines; FUZZ_SECONDS per test.
+fuzz: install
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-1200} OMP_NUM_THREADS=1 $(PYTEST) tests/fuzz --timeout 0 -n 2
 
 format: install
 	ruff format .

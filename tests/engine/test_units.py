@@ -16,7 +16,7 @@ from cae_seg.engine.job import EvaluateJob, TrainJob, decode, encode
 from cae_seg.engine.precision import choose_precision
 from cae_seg.engine.validate import check_job, parse_learning_rate
 from cae_seg.errors import UserError
-from cae_seg.launch.gpus import lease_gpus
+from cae_seg.launch.gpus import lease_folder, lease_gpus
 from cae_seg.launch.launcher import Placement, place
 from cae_seg.run import locks
 from cae_seg.run.checkpoints import Checkpoints, load_state, verify
@@ -316,3 +316,22 @@ def test_launcher_starts_without_loading_torch():
     code = "import sys, cae_seg.launch.launcher; print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert said.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("kind", ["link", "writable by others"])
+def test_a_lease_folder_that_others_control_is_refused(tmp_path, monkeypatch, kind):
+    folder = tmp_path / "leases"
+    if kind == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    monkeypatch.setenv("CAE_SEG_LEASE_DIR", str(folder))
+    with pytest.raises(UserError, match=r"is a link|others may write"):
+        lease_folder()
+
+
+def test_a_new_lease_folder_belongs_to_the_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("CAE_SEG_LEASE_DIR", str(tmp_path / "leases"))
+    assert lease_folder().stat().st_mode & 0o077 == 0
