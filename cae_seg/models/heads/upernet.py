@@ -17,7 +17,7 @@ from cae_seg.models.accelerate import Switch, Switches, resolve
 from cae_seg.models.layers.stochastic import SampleDropout2d
 from cae_seg.models.ops.convolution import conv1x1, conv3x3, conv3x3_of_concatenated
 from cae_seg.models.ops.loss import upsampled_cross_entropy
-from cae_seg.models.ops.resize import adaptive_avg_pool, resize_bilinear
+from cae_seg.models.ops.resize import pyramid_pool, resize_bilinear
 
 
 class _Head(nn.Module):
@@ -84,8 +84,10 @@ class FastUPerHead(_Head, UPerHead):
         """Return the coarsest map with pooled context: (N, channels, h, w)."""
         x = inputs[-1]
         pooled = [
-            module[1](adaptive_avg_pool(x, scale))
-            for scale, module in zip(self.psp_modules.pool_scales, self.psp_modules, strict=True)
+            module[1](context)
+            for module, context in zip(
+                self.psp_modules, pyramid_pool(x, self.psp_modules.pool_scales), strict=True
+            )
         ]
         return self._bottleneck(self.bottleneck, [x, *pooled])
 

@@ -6,6 +6,7 @@ upsampled, turned into its part of the loss, and its gradient folded back to the
 resolution; nothing of full size with a class axis ever exists. Sums run in a fixed order.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -43,76 +44,93 @@ def upsampled_cross_entropy(
     """
     labels = labels.long()
     if tiled:
-        total, hits = _TiledCrossEntropy.apply(logits, labels, ignore_index, align_corners)
+        total, hits, counted = _TiledCrossEntropy.apply(logits, labels, ignore_index, align_corners)
     else:
         full = resize_bilinear(logits.float(), labels.shape[1:], align_corners)
         # Flattened: the two-dimensional loss has no deterministic backward on CUDA.
         flat, target = full.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
         total = F.cross_entropy(flat, target, reduction="none", ignore_index=ignore_index).sum()
         hits = (flat.argmax(1) == target).sum()
-    counted = (labels != ignore_index).sum().clamp_min(1)
-    return PixelLoss(total / labels.numel(), (hits * 100.0 / counted).float().view(1))
+        counted = (labels != ignore_index).sum()
+    accuracy = hits * 100.0 / counted.clamp_min(1)
+    return PixelLoss(total / labels.numel(), accuracy.float().view(1))
 
 
 class _TiledCrossEntropy(torch.autograd.Function):
-    """Sum of the cross entropy over pixels, and the number of pixels predicted right."""
+    """Sum of the cross entropy, pixels predicted right, pixels that are not ignored."""
 
     @staticmethod
     def forward(
         ctx, logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(logits.device.type, enabled=False):
             coarse = logits.detach().permute(0, 2, 3, 1).float().contiguous()  # N, h, w, classes
             gradient = torch.zeros_like(coarse) if ctx.needs_input_grad[0] else None
-            total, hits = _sum_tiles(coarse, labels, gradient, ignore_index, align_corners)
+            sums = [
+                _tile_loss(tile, ignore_index, gradient)
+                for tile in _tiles(coarse, labels, align_corners)
+            ]
+            total, *counts = (
+                part[0] if len(part) == 1 else sum(part) for part in zip(*sums, strict=True)
+            )
         ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
-        ctx.mark_non_differentiable(hits)
-        return total, hits
+        ctx.mark_non_differentiable(*counts)
+        ctx.set_materialize_grads(False)
+        return total.float(), *counts
 
     @staticmethod
-    def backward(ctx, by_total: Tensor, by_hits: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, by_total: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         # Scaled in float32 before the cast: half-precision gradients of a mean would vanish.
-        return (gradient * by_total).permute(0, 3, 1, 2).to(ctx.dtype), None, None, None
+        scaled = torch.mul(gradient, by_total, out=torch.empty_like(gradient, dtype=ctx.dtype))
+        return scaled.permute(0, 3, 1, 2), None, None, None
 
 
-def _sum_tiles(
-    coarse: Tensor, labels: Tensor, gradient: Tensor | None, ignore_index: int, align_corners: bool
-) -> tuple[Tensor, Tensor]:
-    total = coarse.new_zeros((), dtype=torch.float64)
-    hits = labels.new_zeros(())
+class _Tile(NamedTuple):
+    """A part of the output, and what it is computed from."""
+
+    coarse: Tensor  # N, h, w, classes
+    source: tuple[slice, slice]  # rows and columns of `coarse` that the tile touches
+    down: Tensor  # rows of the tile, rows of the source
+    across: Tensor
+    target: Tensor  # N, rows, columns
+
+
+def _tiles(coarse: Tensor, labels: Tensor, align_corners: bool) -> Iterator[_Tile]:
     sizes = list(zip(coarse.shape[1:3], labels.shape[1:], strict=True))
-    tiles = tile_shape(coarse)
+    tile = tile_shape(coarse, tuple(labels.shape[1:]))
     matrices = [interpolation_matrix(*size, align_corners) for size in sizes]
     rows, cols = (constant("interpolation", *size, align_corners, like=coarse) for size in sizes)
-    for out_rows, in_rows in bands(matrices[0], tiles[0]):
-        for out_cols, in_cols in bands(matrices[1], tiles[1]):
-            down, across = rows[out_rows, in_rows], cols[out_cols, in_cols]
-            fine = upsample_tile(coarse[:, in_rows, in_cols], down, across)
-            target = labels[:, out_rows, out_cols]
-            tile_total, tile_hits = _tile_loss(fine, target, ignore_index, gradient is not None)
-            total += tile_total
-            hits += tile_hits
-            if gradient is not None:
-                gradient[:, in_rows, in_cols] += upsample_tile(fine, down.t(), across.t())
-    return total.float(), hits
+    for out_rows, in_rows in bands(matrices[0], tile[0]):
+        for out_cols, in_cols in bands(matrices[1], tile[1]):
+            yield _Tile(
+                coarse,
+                (in_rows, in_cols),
+                rows[out_rows, in_rows],
+                cols[out_cols, in_cols],
+                labels[:, out_rows, out_cols],
+            )
 
 
 def _tile_loss(
-    logits: Tensor, target: Tensor, ignore_index: int, want_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Return loss and hits of a tile (N, H, W, classes); turn `logits` into their gradient."""
-    valid = target != ignore_index
-    index = torch.where(valid, target, 0).unsqueeze(-1)
+    tile: _Tile, ignore_index: int, gradient: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return loss, hits and counted pixels of a tile; add its gradient to `gradient`."""
+    source = (slice(None), *tile.source)
+    logits = upsample_tile(tile.coarse[source], tile.down, tile.across)
+    valid = tile.target != ignore_index
+    index = (tile.target * valid).unsqueeze(-1)
     best, predicted = logits.max(-1, keepdim=True)
-    hits = (predicted.squeeze(-1) == target).sum()
-    logits -= best
+    hits = (predicted.squeeze(-1) == tile.target).sum()
     picked = logits.gather(-1, index)
-    partition = logits.exp_().sum(-1, keepdim=True)
-    loss = ((partition.log() - picked).squeeze(-1) * valid).sum(dtype=torch.float64)
-    if want_gradient:
-        weight = valid.unsqueeze(-1).to(logits.dtype)
-        logits *= weight / partition
-        logits.scatter_(-1, index, logits.gather(-1, index) - weight)
-    return loss, hits
+    share = logits.softmax(-1)
+    # The share of the best class is one over the sum that normalises all of them, never tiny.
+    loss = (best - share.gather(-1, predicted).log_()).sub_(picked).squeeze(-1)
+    loss = (loss * valid).sum(dtype=torch.float64)
+    if gradient is not None:
+        weight = valid.unsqueeze(-1)
+        share *= weight
+        share.scatter_(-1, index, share.gather(-1, index) - weight.to(share.dtype))
+        gradient[source].add_(upsample_tile(share, tile.down.t(), tile.across.t()))
+    return loss, hits, valid.sum()

@@ -7,13 +7,16 @@ CUDA are not), and chains of such steps collapse into one matrix per axis.
 The weights are those of torch, including the single-precision arithmetic of its sampling positions.
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from cae_seg.models.ops.precision import product_dtype
 
 
 @lru_cache(maxsize=512)
@@ -67,10 +70,30 @@ def tap_matrices(size_in: int, size_out: int, align_corners: bool = False) -> np
     return taps
 
 
+def tap_columns(size_in: int, size_out: int, align_corners: bool = False) -> np.ndarray:
+    """Return (size_out, size_in · 3): the column taps of each input column next to each other."""
+    taps = tap_matrices(size_in, size_out, align_corners)
+    return taps.transpose(1, 2, 0).reshape(size_out, size_in * 3)
+
+
+def tap_rows(sizes_in: tuple[int, ...], size_out: int, align_corners: bool = False) -> np.ndarray:
+    """Return (size_out, Σ 3 · size_in): for each map a block of input rows for each row tap."""
+    blocks = [tap_matrices(size, size_out, align_corners) for size in sizes_in]
+    return np.concatenate([taps.transpose(1, 0, 2).reshape(size_out, -1) for taps in blocks], 1)
+
+
+def pooling_grid(height: int, width: int, sizes: tuple[int, ...]) -> np.ndarray:
+    """Return (Σ size², height · width): average pooling to several square sizes at once."""
+    return np.concatenate(
+        [np.kron(pooling_matrix(height, size), pooling_matrix(width, size)) for size in sizes]
+    )
+
+
 MATRICES: dict[str, Callable[..., np.ndarray]] = {
     "interpolation": interpolation_matrix,
-    "pooling": pooling_matrix,
-    "taps": tap_matrices,
+    "pooling": pooling_grid,
+    "tap columns": tap_columns,
+    "tap rows": tap_rows,
 }
 
 
@@ -118,10 +141,17 @@ def resize_bilinear(x: Tensor, size: tuple[int, int], align_corners: bool = Fals
     return apply_matrices(x, rows, cols)
 
 
-def adaptive_avg_pool(x: Tensor, size: int) -> Tensor:
-    """Return `x` (N, C, h, w) averaged to (N, C, size, size), as `F.adaptive_avg_pool2d`."""
-    rows, cols = (constant("pooling", side, size, like=x) for side in x.shape[2:])
-    return apply_matrices(x, rows, cols)
+def pyramid_pool(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """Return `x` (N, C, h, w) averaged to (N, C, s, s) for each s, as `F.adaptive_avg_pool2d`."""
+    n, c, h, w = x.shape
+    x = x.to(product_dtype(x))
+    matrix = constant("pooling", h, w, tuple(sizes), like=x)
+    pooled = torch.matmul(matrix, x.permute(0, 2, 3, 1).reshape(n, h * w, c))  # N, Σ s², C
+    parts = pooled.split([size * size for size in sizes], dim=1)
+    return [
+        part.unflatten(1, (size, size)).permute(0, 3, 1, 2)
+        for part, size in zip(parts, sizes, strict=True)
+    ]
 
 
 def bands(matrix: np.ndarray, tile: int) -> Iterator[tuple[slice, slice]]:
@@ -132,12 +162,22 @@ def bands(matrix: np.ndarray, tile: int) -> Iterator[tuple[slice, slice]]:
         yield rows, slice(int(touched[0]), int(touched[-1]) + 1)
 
 
-def tile_shape(like: Tensor) -> tuple[int, int]:
+# Bytes of logits at a time on CUDA: all of two crops, few and large launches.
+_TILE_BYTES = 3 * 2**27
+
+
+def tile_shape(like: Tensor, size: tuple[int, int]) -> tuple[int, int]:
     """Return the output pixels (down, across) to treat at once where all classes are at hand.
 
-    CPU: 150 classes of them stay in the caches. CUDA: few and large launches.
+    Args:
+        like: maps (…, classes), whose leading axes but two count as images.
+        size: (height, width) of the output.
     """
-    return (32, 64) if like.device.type == "cpu" else (128, 512)
+    if like.device.type == "cpu":  # 150 classes of them stay in the caches
+        return 32, 64
+    images, classes = math.prod(like.shape[:-3]), like.shape[-1]
+    rows = _TILE_BYTES // (4 * images * size[1] * classes)
+    return max(rows, 1), size[1]
 
 
 def upsample_tile(tile: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

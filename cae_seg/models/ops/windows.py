@@ -131,7 +131,7 @@ def labels_of(views: Sequence[Coarse]) -> Tensor:
     logits = views[0].logits
     height, width = len(views[0].rows), len(views[0].cols)
     labels = torch.empty(height, width, dtype=torch.uint8, device=logits.device)
-    tile = tile_shape(logits)
+    tile = tile_shape(logits, (height, width))
     matrices = [view._on_device() for view in views]
     all_rows, all_cols = (
         list(zip(*(bands(getattr(view, name), side) for view in views), strict=True))
