@@ -16,6 +16,7 @@ from torch import nn
 import cae_seg.registration  # noqa: F401
 from cae_seg.models.backbones.cae import CAEAttention
 from cae_seg.models.layers.stochastic import SampleDropout2d, SampleDropPath
+from cae_seg.models.optimizer import FastAdamW  # noqa: F401  (registers it)
 
 CONFIGS = Path(__file__).parents[1] / "configs_local" / "cae" / "upernet"
 BASE = "upernet_cae_base_12_512_slide_160k_ade20k_pt_1e-4"
@@ -44,7 +45,7 @@ def build_ours(config: Config, device: str) -> nn.Module:
     return model.to(device)
 
 
-def build_stock(config: Config, ours: nn.Module) -> nn.Module:
+def build_stock(config: Config, ours: nn.Module, *, weights: bool = True) -> nn.Module:
     """Build mmsegmentation's segmentor around a copy of our backbone's layers and weights.
 
     mmsegmentation has no CAE; its BEiT lacks the position embedding. So the blocks are ours, but
@@ -52,14 +53,17 @@ def build_stock(config: Config, ours: nn.Module) -> nn.Module:
     """
     device = next(ours.parameters()).device
     model = MODELS.build(_stock_config(config))
-    model.load_state_dict(ours.state_dict(), strict=True)
+    if weights:
+        model.load_state_dict(ours.state_dict(), strict=True)
     for module in model.modules():
+        if hasattr(module, "fast_path"):
+            module.fast = False
         if isinstance(module, CAEAttention):
             module.bias = "qv_bias"
             module.forward = types.MethodType(_beit_attention, module)
     taps = model.backbone._taps
     model.backbone._taps = lambda x: {i: tap.contiguous() for i, tap in taps(x).items()}
-    return model.to(device)
+    return model.to(device) if weights else model
 
 
 def _beit_attention(
@@ -73,6 +77,7 @@ def _stock_config(config: Config) -> dict[str, Any]:
     stock.type = "EncoderDecoder"
     stock.decode_head.type, stock.auxiliary_head.type = "UPerHead", "FCNHead"
     # SyncBN of one process is BN, and exists on CUDA only.
+    stock.data_preprocessor.type = "SegDataPreProcessor"
     stock.decode_head.norm_cfg = stock.auxiliary_head.norm_cfg = {"type": "BN"}
     for key in ("pretrained", "fast_paths"):
         stock.pop(key, None)
@@ -82,6 +87,7 @@ def _stock_config(config: Config) -> dict[str, Any]:
 def build_optimizer(config: Config, model: nn.Module, device: str, *, stock: bool) -> OptimWrapper:
     """Build the recipe's optimiser; the stock one as torch gives it, mixed precision on CUDA."""
     wrapper = copy.deepcopy(config.optim_wrapper)
+    wrapper.optimizer.type = "AdamW" if stock else "FastAdamW"
     if stock:
         wrapper.optimizer.pop("fused", None)
     if device == "cuda":
@@ -96,3 +102,12 @@ def without_dropout(model: nn.Module) -> None:
             module.drop_prob = 0.0
         elif isinstance(module, nn.Dropout2d | nn.Dropout):
             module.p = 0.0
+
+
+def build_empty(config: Config, side: str) -> nn.Module:
+    """Build a side, "stock" or "ours", without memory for its weights (device "meta")."""
+    with torch.device("meta"):
+        ours = MODELS.build(copy.deepcopy(config.model))
+        if side == "ours":
+            return ours
+        return build_stock(config, ours, weights=False)

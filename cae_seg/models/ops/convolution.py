@@ -101,14 +101,25 @@ def conv3x3_of_concatenated(
     if not switches["fused_bottleneck"]:
         resized = [resize_bilinear(x, size, align_corners) for x in maps]
         return conv3x3(torch.cat(resized, dim=1), weight, switches)
-    parts = weight.split([x.shape[1] for x in maps], dim=1)
-    large, small = [], []
-    for x, part in zip(maps, parts, strict=True):
-        fewer = x.shape[2] * x.shape[3] < size[0] * size[1]
-        (small if fewer else large).append((x, part))
-    images = _concatenate([resize_bilinear(x, size, align_corners) for x, _ in large])
-    out = conv3x3(images, _concatenate([part for _, part in large]), switches)
-    return out + conv3x3_of_upsampled(small, size, align_corners) if small else out
+    channels = [x.shape[1] for x in maps]
+    parts = list(zip(maps, weight.split(channels, dim=1), strict=True))
+    fewer = [x.shape[2] * x.shape[3] < size[0] * size[1] for x in maps]
+    if fewer == sorted(fewer):  # the small ones come last, as in UPerNet
+        first = sum(channels[: fewer.index(True)]) if any(fewer) else sum(channels)
+        weights = weight.split([first, sum(channels) - first], dim=1)
+    else:
+        weights = [
+            _concatenate(
+                [part for (_, part), small in zip(parts, fewer, strict=True) if small is s]
+            )
+            for s in (False, True)
+        ]
+    large = [
+        resize_bilinear(x, size, align_corners) for x, f in zip(maps, fewer, strict=True) if not f
+    ]
+    out = conv3x3(_concatenate(large), weights[0], switches)
+    small = [x for x, f in zip(maps, fewer, strict=True) if f]
+    return out + conv3x3_of_upsampled(small, weights[1], size, align_corners) if small else out
 
 
 def _concatenate(tensors: list[Tensor]) -> Tensor:

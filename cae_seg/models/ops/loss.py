@@ -22,16 +22,25 @@ from cae_seg.models.ops.resize import (
     upsample_tile,
 )
 
+# A logit that leaves nothing to the others of its pixel, in single precision.
+_SURE = 3e4
+
 
 class PixelLoss(NamedTuple):
     """Loss and accuracy of a batch."""
 
-    loss: Tensor  # mean over all pixels, ignored ones counted in the denominator
+    loss: Tensor  # weighted mean over all pixels, ignored ones counted in the denominator
     accuracy: Tensor  # percent of the pixels that are not ignored, shape (1,)
 
 
 def upsampled_cross_entropy(
-    logits: Tensor, labels: Tensor, *, ignore_index: int, align_corners: bool, tiled: bool
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int,
+    align_corners: bool,
+    tiled: bool,
+    weight: float = 1.0,
 ) -> PixelLoss:
     """Return the cross entropy of `logits`, resized to the size of `labels`.
 
@@ -41,23 +50,24 @@ def upsampled_cross_entropy(
         ignore_index: label that adds nothing to the loss but counts in its mean, as published.
         align_corners: of the resizing.
         tiled: work tile by tile; else the plain form with full-size logits.
+        weight: factor on the loss.
     """
     labels = labels.long()
     if tiled:
-        total, hits, counted = _TiledCrossEntropy.apply(logits, labels, ignore_index, align_corners)
+        total, hits, ignored = _TiledCrossEntropy.apply(logits, labels, ignore_index, align_corners)
     else:
         full = resize_bilinear(logits.float(), labels.shape[1:], align_corners)
         # Flattened: the two-dimensional loss has no deterministic backward on CUDA.
         flat, target = full.permute(0, 2, 3, 1).flatten(0, 2), labels.flatten()
         total = F.cross_entropy(flat, target, reduction="none", ignore_index=ignore_index).sum()
         hits = (flat.argmax(1) == target).sum()
-        counted = (labels != ignore_index).sum()
-    accuracy = hits * 100.0 / counted.clamp_min(1)
-    return PixelLoss(total / labels.numel(), accuracy.float().view(1))
+        ignored = (labels == ignore_index).sum()
+    counted = (labels.numel() - ignored).clamp_min(1)
+    return PixelLoss(total * (weight / labels.numel()), (100 * hits / counted).view(1))
 
 
 class _TiledCrossEntropy(torch.autograd.Function):
-    """Sum of the cross entropy, pixels predicted right, pixels that are not ignored."""
+    """Sum of the cross entropy, pixels predicted right, pixels that are ignored."""
 
     @staticmethod
     def forward(
@@ -65,7 +75,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(logits.device.type, enabled=False):
             coarse = logits.detach().permute(0, 2, 3, 1).float().contiguous()  # N, h, w, classes
-            gradient = torch.zeros_like(coarse) if ctx.needs_input_grad[0] else None
+            gradient = _Gradient(coarse) if ctx.needs_input_grad[0] else None
             sums = [
                 _tile_loss(tile, ignore_index, gradient)
                 for tile in _tiles(coarse, labels, align_corners)
@@ -73,7 +83,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
             total, *counts = (
                 part[0] if len(part) == 1 else sum(part) for part in zip(*sums, strict=True)
             )
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient and gradient.total)
         ctx.dtype = logits.dtype
         ctx.mark_non_differentiable(*counts)
         ctx.set_materialize_grads(False)
@@ -114,23 +124,39 @@ def _tiles(coarse: Tensor, labels: Tensor, align_corners: bool) -> Iterator[_Til
 
 
 def _tile_loss(
-    tile: _Tile, ignore_index: int, gradient: Tensor | None
+    tile: _Tile, ignore_index: int, gradient: "_Gradient | None"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return loss, hits and counted pixels of a tile; add its gradient to `gradient`."""
+    """Return loss, hits and ignored pixels of a tile; add its gradient to `gradient`."""
     source = (slice(None), *tile.source)
     logits = upsample_tile(tile.coarse[source], tile.down, tile.across)
-    valid = tile.target != ignore_index
-    index = (tile.target * valid).unsqueeze(-1)
+    ignored = tile.target == ignore_index
+    index = tile.target.masked_fill(ignored, 0).unsqueeze(-1)
     best, predicted = logits.max(-1, keepdim=True)
     hits = (predicted.squeeze(-1) == tile.target).sum()
     picked = logits.gather(-1, index)
+    # Where the label is ignored all of the share goes to one class, which the gradient takes off.
+    logits.scatter_(-1, index, picked.masked_fill(ignored.unsqueeze(-1), _SURE))
     share = logits.softmax(-1)
     # The share of the best class is one over the sum that normalises all of them, never tiny.
     loss = (best - share.gather(-1, predicted).log_()).sub_(picked).squeeze(-1)
-    loss = (loss * valid).sum(dtype=torch.float64)
+    loss = loss.masked_fill_(ignored, 0).sum(dtype=torch.float64)
     if gradient is not None:
-        weight = valid.unsqueeze(-1)
-        share *= weight
-        share.scatter_(-1, index, share.gather(-1, index) - weight.to(share.dtype))
-        gradient[source].add_(upsample_tile(share, tile.down.t(), tile.across.t()))
-    return loss, hits, valid.sum()
+        share.scatter_(-1, index, share.gather(-1, index).sub_(1))
+        gradient.add(source, upsample_tile(share, tile.down.t(), tile.across.t()))
+    return loss, hits, ignored.sum()
+
+
+class _Gradient:
+    """The sum of the tiles' gradients; that of a single tile is taken as it is."""
+
+    def __init__(self, coarse: Tensor) -> None:
+        self._coarse = coarse
+        self.total: Tensor | None = None
+
+    def add(self, source: tuple[slice, ...], part: Tensor) -> None:
+        if self.total is None and part.shape == self._coarse.shape:
+            self.total = part
+            return
+        if self.total is None:
+            self.total = torch.zeros_like(self._coarse)
+        self.total[source].add_(part)

@@ -16,18 +16,18 @@ from cae_seg.models.ops.resize import constant
 
 
 def conv3x3_of_upsampled(
-    pairs: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int], align_corners: bool
+    maps: Sequence[Tensor], weight: Tensor, size: tuple[int, int], align_corners: bool
 ) -> Tensor:
-    """Return Σ conv3x3(upsampled map, weight), zero padding 1: (N, K, *size).
+    """Return the convolution of upsampled and concatenated maps, zero padding 1: (N, K, *size).
 
     Args:
-        pairs: maps (N, C_i, h_i, w_i) with their weights (K, C_i, 3, 3).
+        maps: (N, C_i, h_i, w_i) each.
+        weight: (K, Σ C_i, 3, 3).
         size: (height, width) that the maps are upsampled to.
         align_corners: of the upsampling.
     """
-    maps, weights = zip(*pairs, strict=True)
     dtype = product_dtype(maps[0])
-    return _UpsampledConvolution.apply(size, align_corners, dtype, *maps, *weights)
+    return _UpsampledConvolution.apply(weight, size, align_corners, dtype, *maps)
 
 
 class _Shape(NamedTuple):
@@ -36,6 +36,7 @@ class _Shape(NamedTuple):
     channels: int
     height: int
     width: int
+    channel: int  # its first one among those of all maps
     first: int  # row in the stack of all maps' rows, three for each row of a map
 
 
@@ -44,56 +45,60 @@ class _UpsampledConvolution(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, size: tuple[int, int], align_corners: bool, dtype: torch.dtype, *tensors: Tensor
+        ctx,
+        weight: Tensor,
+        size: tuple[int, int],
+        align_corners: bool,
+        dtype: torch.dtype,
+        *maps: Tensor,
     ) -> Tensor:
-        maps, weights = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
-        ctx.size, ctx.align_corners, ctx.dtype = size, align_corners, weights[0].dtype
-        ctx.shapes, images, k = _shapes(maps), len(maps[0]), len(weights[0])
+        ctx.size, ctx.align_corners, ctx.dtype = size, align_corners, weight.dtype
+        ctx.shapes, images, k = _shapes(maps), len(maps[0]), len(weight)
         rows = sum(3 * shape.height for shape in ctx.shapes)
-        stack = maps[0].new_empty(rows, images, size[1], k, dtype=dtype)
-        inputs, kernels = [], []
+        stack = weight.new_empty(rows, images, size[1], k, dtype=dtype)
+        # Row tap; channel; column tap and output.
+        kernel = stack.new_empty(3, weight.shape[1], 3, k).copy_(weight.permute(2, 1, 3, 0))
+        kernel = kernel.view(3, -1, 3 * k)
+        inputs = []
         with torch.autocast(stack.device.type, enabled=False):
-            for x, weight, (c, h, w, first) in zip(maps, weights, ctx.shapes, strict=True):
+            for x, (c, h, w, channel, first) in zip(maps, ctx.shapes, strict=True):
                 x = stack.new_empty(h, images, w, c).copy_(x.permute(2, 0, 3, 1)).view(-1, c)
-                kernel = stack.new_empty(3, c, 3, k).copy_(weight.permute(2, 1, 3, 0))
-                kernel = kernel.view(3, c, 3 * k)  # row tap; channel; column tap and output
-                mixed = torch.bmm(x.expand(3, -1, -1), kernel)  # 3; h, N, w; 3, k
+                part = kernel[:, channel : channel + c]
+                mixed = torch.bmm(x.expand(3, -1, -1), part)  # 3; h, N, w; 3, k
                 across = _columns(w, size[1], align_corners, 3 * h * images, stack)
                 wide = stack[first : first + 3 * h].view(-1, size[1], k)
                 torch.bmm(across, mixed.view(-1, 3 * w, k), out=wide)
                 inputs.append(x)
-                kernels.append(kernel)
             out = torch.mm(_rows(ctx.shapes, size[0], align_corners, stack), stack.view(rows, -1))
-        ctx.save_for_backward(*inputs, *kernels)
+        ctx.save_for_backward(kernel, *inputs)
         return out.view(size[0], images, size[1], k).permute(1, 3, 0, 2)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = ctx.saved_tensors[: len(ctx.shapes)]
-        kernels = ctx.saved_tensors[len(ctx.shapes) :]
+        kernel, *inputs = ctx.saved_tensors
         images, k, height, width = grad.shape
-        like = kernels[0]
-        rows = like.new_empty(height, images, width, k).copy_(grad.permute(2, 0, 3, 1))
-        to_stack = _rows(ctx.shapes, height, ctx.align_corners, like).t()
+        rows = kernel.new_empty(height, images, width, k).copy_(grad.permute(2, 0, 3, 1))
+        to_stack = _rows(ctx.shapes, height, ctx.align_corners, kernel).t()
         stack = torch.mm(to_stack, rows.view(height, -1)).view(-1, images, width, k)
-        for_maps, for_weights = [], []
-        for i, (c, h, w, first) in enumerate(ctx.shapes):
+        for_maps, for_kernel = [], []
+        for x, (c, h, w, channel, first) in zip(inputs, ctx.shapes, strict=True):
             wide = stack[first : first + 3 * h].view(-1, width, k)
-            across = _columns(w, width, ctx.align_corners, len(wide), like)
+            across = _columns(w, width, ctx.align_corners, len(wide), kernel)
             mixed = torch.bmm(across.transpose(1, 2), wide).view(3, -1, 3 * k)
-            by_tap = torch.bmm(mixed, kernels[i].transpose(1, 2))  # 3; h, N, w; c
+            part = kernel[:, channel : channel + c]
+            by_tap = torch.bmm(mixed, part.transpose(1, 2))  # 3; h, N, w; c
             for_maps.append(by_tap.sum(0).view(h, images, w, c).permute(1, 3, 0, 2))
-            product = torch.bmm(inputs[i].t().expand(3, -1, -1), mixed).view(3, c, 3, k)
-            weight = like.new_empty(k, c, 3, 3, dtype=ctx.dtype)
-            for_weights.append(weight.copy_(product.permute(3, 1, 0, 2)))
-        return None, None, None, *for_maps, *for_weights
+            for_kernel.append(torch.bmm(x.t().expand(3, -1, -1), mixed))
+        joined = for_kernel[0] if len(for_kernel) == 1 else torch.cat(for_kernel, dim=1)
+        for_weight = joined.view(3, -1, 3, k).permute(3, 1, 0, 2).to(ctx.dtype)
+        return for_weight, None, None, None, *for_maps
 
 
 def _shapes(maps: Sequence[Tensor]) -> list[_Shape]:
-    shapes, first = [], 0
+    shapes, channel, first = [], 0, 0
     for x in maps:
-        shapes.append(_Shape(*x.shape[1:], first))
-        first += 3 * x.shape[2]
+        shapes.append(_Shape(*x.shape[1:], channel, first))
+        channel, first = channel + x.shape[1], first + 3 * x.shape[2]
     return shapes
 
 
