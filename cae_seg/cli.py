@@ -103,7 +103,7 @@ def _add_prepare(commands: Any) -> None:
     kinds = parser.add_subparsers(required=True, metavar="what")
 
     data = _add(kinds, "data", _prepare_data, "download, extract and verify ADE20K")
-    data.add_argument("--source", required=True, help="URL, zip archive or extracted folder")
+    data.add_argument("--source", help="URL, zip archive or extracted folder")
     data.add_argument("--root", type=output_folder, default=DATA.parent, help="where to extract to")
     data.add_argument(
         "--manifest", type=output_file, default=DATA, help="the result of the verification"
@@ -115,6 +115,10 @@ def _add_prepare(commands: Any) -> None:
         metavar="SPLIT=IMAGES",
         default=[],
         help="numbers of images that must be there, e.g. training=20210 validation=2000",
+    )
+
+    data.add_argument(
+        "--verify", action="store_true", help="hash every file of the prepared data set again"
     )
 
     checkpoint = _add(kinds, "checkpoint", _prepare_checkpoint, "inspect a pretrained checkpoint")
@@ -131,8 +135,13 @@ def _add_prepare(commands: Any) -> None:
 
 
 def _prepare_data(options: argparse.Namespace) -> None:
-    from cae_seg.data.prepare.prepare import prepare
+    from cae_seg.data.prepare.prepare import prepare, verify_prepared
 
+    if options.verify:
+        print(f"{options.manifest}: {verify_prepared(options.manifest)} files are unchanged")
+        return
+    if not options.source:
+        raise UserError("--source: is missing; give a URL, a zip archive or a folder")
     manifest = prepare(
         options.source,
         options.root,
@@ -248,6 +257,7 @@ def _add_train(commands: Any) -> None:
         metavar="MIN",
         help="stop in time, resumable",
     )
+    _add_knobs(parser)
     parser.add_argument("--sheet", type=Path, help="labels for live tracking")
     parser.add_argument(
         "--lock-wait",
@@ -257,6 +267,31 @@ def _add_train(commands: Any) -> None:
         " 30 in a SLURM job",
     )
     _add_config_options(parser)
+
+
+def _add_knobs(parser: argparse.ArgumentParser) -> None:
+    knobs = parser.add_argument_group(
+        "changes of the recipe", "each sets every place of the config that depends on it"
+    )
+    knobs.add_argument(
+        "--iterations",
+        type=whole_number(1, 10**9),
+        metavar="N",
+        help="length of the run; schedules keep their shape",
+    )
+    knobs.add_argument(
+        "--batch-size",
+        type=whole_number(1, 10**6),
+        metavar="N",
+        help="images per iteration over all GPUs",
+    )
+    knobs.add_argument(
+        "--crop-size",
+        type=whole_number(1, 100_000),
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of training crops and sliding test windows",
+    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -282,6 +317,9 @@ def _train(options: argparse.Namespace) -> int:
         images_per_gpu=options.images_per_gpu,
         time_budget=options.time_budget,
         lock_wait=options.lock_wait,
+        iterations=options.iterations,
+        batch_size=options.batch_size,
+        crop_size=options.crop_size and tuple(options.crop_size),
     )
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return launch_train(job)
@@ -385,6 +423,12 @@ def _add_table(commands: Any) -> None:
     _add_sheet_option(parser)
     parser.add_argument("--format", choices=["md", "csv", "latex", "json"], default="md")
     parser.add_argument("--partial", action="store_true", help="whatever is finished by now")
+    parser.add_argument(
+        "--columns",
+        type=lambda text: text.split(","),
+        metavar="A,B,...",
+        help="columns to show, in this order: those of the table or of its CSV",
+    )
     parser.add_argument("--out", type=output_file, help="file (default: the terminal)")
     parser.add_argument("--csv", type=output_file, help="the same, unrounded")
     _add_pages_option(parser)
@@ -397,7 +441,13 @@ def _add_pages_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sheet_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sheet", type=Path, default=SHEET, help=f"default: {SHEET}")
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        nargs="+",
+        default=[SHEET],
+        help=f"one or several, joined (default: {SHEET})",
+    )
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -410,6 +460,7 @@ def _table(options: argparse.Namespace) -> None:
         csv=options.csv,
         partial=options.partial,
         format=options.format,
+        columns=options.columns,
         code_fingerprint=code_fingerprint(),
     )
     if options.pages:
@@ -425,6 +476,7 @@ def _add_figures(commands: Any) -> None:
     parser = _add(commands, "figures", _figures, "draw the results of a sheet, test the claim")
     _add_sheet_option(parser)
     parser.add_argument("--out", type=output_folder, required=True, help="folder")
+    parser.add_argument("--paper", action="store_true", help="3.25 inches wide, for a column")
     parser.add_argument("--claim", type=output_file, help="the published claim, checked (Markdown)")
     _add_pages_option(parser)
 
@@ -433,7 +485,7 @@ def _figures(options: argparse.Namespace) -> None:
     from cae_seg.results.claim_page import write_claim
     from cae_seg.results.figures import write_figures
 
-    write_figures(options.sheet, options.out)
+    write_figures(options.sheet, options.out, paper=options.paper)
     if options.claim:
         write_claim(options.sheet, options.claim)
     if options.claim and options.pages:

@@ -1,58 +1,69 @@
-"""The files of all runs of a sheet → one frame, and that → one row a combination."""
+"""The files of all runs of experiment sheets → one frame, one row per run."""
 
 import fcntl
 import math
 import os
-import statistics
 import time
-from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from cae_seg.sheet.sheet import Experiment, Sheet, load_sheet
+from cae_seg.sheet.reading import Sheet, load_sheet
+from cae_seg.sheet.schema import Experiment
 from cae_seg.run.paths import Record, RunFolder
 
-COMBINATION = ("backbone", "method", "pretraining_epochs")
 SILENT_SECONDS = 900.0
 SPEED_LINES = 20
 
 
-def open_sheet(sheet: Sheet | Path | str) -> Sheet:
-    """Return `sheet`, read from its file if it is a path."""
-    return load_sheet(sheet) if isinstance(sheet, str | Path) else sheet
+Sheets = Sheet | Path | str | Sequence[Sheet | Path | str]
+"""One experiment sheet or several, read or as their files."""
 
 
-def collect_runs(sheet: Sheet, *, now: float | None = None) -> pd.DataFrame:
-    """Return one row a run (combination and seed), in the sheet's order, finished or not.
+def open_sheets(sheets: Sheets) -> list[Sheet]:
+    """Return one or several sheets, read from their files where they are paths."""
+    several = sheets if isinstance(sheets, Sequence) and not isinstance(sheets, str) else [sheets]
+    return [load_sheet(one) if isinstance(one, str | Path) else one for one in several]
+
+
+def collect_runs(sheets: Sheets, *, now: float | None = None) -> pd.DataFrame:
+    """Return one row per run (combination and seed), in the sheets' order, finished or not.
 
     Args:
-        sheet: what was to be run.
-        now: Unix time to measure silence by; the clock's unless told.
+        sheets: what was to be run. A run that several of them name counts once.
+        now: Unix time to measure silence by; the clock's by default.
 
     Returns:
         `mIoU`, `mAcc`, `aAcc` in percent, NaN without a final evaluation; `state` is one of
-        finished, trained, running, stopped, failed, queued, with particulars in `progress`.
+        finished, trained, running, stopped, failed, queued, with particulars in `progress`;
+        `folder` is where the run's files are.
 
     Raises:
-        UserError: a file of results is no JSON.
+        UserError: a sheet is wrong, or a file of results is no JSON.
     """
     now = time.time() if now is None else now
-    return pd.DataFrame(
-        [_run(sheet, row, seed, now) for row in sheet.experiments for seed in row.seeds]
-    )
+    places = {
+        sheet.run_folder(row.name, seed): (sheet, row, seed)
+        for sheet in reversed(open_sheets(sheets))
+        for row in reversed(sheet.experiments)
+        for seed in reversed(row.seeds)
+    }
+    return pd.DataFrame([_run(*place, now) for place in reversed(places.values())])
 
 
 def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]:
-    run = RunFolder(sheet.results / row.name / f"seed_{seed}")
+    run = RunFolder(sheet.run_folder(row.name, seed))
     facts, metrics = (run.facts() if run.exists else {}), run.metrics()
     state, progress = _state(run, facts, metrics, now)
     if state in ("queued", "failed"):
         state, progress = _state_from_log(sheet, row, seed, state, progress, now)
     scores = metrics or {}
     return {
+        "sheet": str(sheet.path),
+        "folder": run.path,
         "experiment": row.name,
         "backbone": row.backbone,
         "method": row.method,
@@ -61,6 +72,7 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
         "seed": seed,
         "config": row.config,
         "published_miou": _number(row.published_miou),
+        "changes": row.recipe_changes,
         "mIoU": _number(scores.get("mIoU")),
         "mAcc": _number(scores.get("mAcc")),
         "aAcc": _number(scores.get("aAcc")),
@@ -149,117 +161,3 @@ def _state_from_log(
     if state == "queued" and now - log.stat().st_mtime < SILENT_SECONDS:
         return "running", "begins"
     return "failed", ", ".join(part for part in (progress, f"log {log}") if part)
-
-
-def combine(runs: pd.DataFrame, *, code_fingerprint: str | None = None) -> pd.DataFrame:
-    """Return one row a combination, in the sheet's order, unrounded.
-
-    Args:
-        runs: what `collect_runs` returns.
-        code_fingerprint: of the code that is here now; runs made with other code are marked.
-
-    Returns:
-        `mIoU` is the mean over the finished seeds, `mIoU_std` their sample standard deviation
-        (NaN for one seed), `difference` from the published value; `best` marks the best learning
-        rate of each backbone and pretraining length; `notes` says what keeps a row from being
-        compared with the others.
-    """
-    usual = _usual(runs[runs["state"] == "finished"])
-    groups = runs.groupby("experiment", sort=False)
-    frame = pd.DataFrame([_row(group, usual, code_fingerprint) for _, group in groups])
-    frame["best"] = _best(frame)
-    return frame
-
-
-def _usual(finished: pd.DataFrame) -> dict[str, Any]:
-    """Return what most finished runs have in common."""
-    columns = ("data", "iterations", "precision", "batch", "aug_test", "images")
-    counts = {column: Counter(finished[column].dropna()) for column in columns}
-    usual = {column: count.most_common(1)[0][0] for column, count in counts.items() if count}
-    codes = Counter(code for codes in finished["code"] for code in codes)
-    return usual | ({"code": codes.most_common(1)[0][0]} if codes else {})
-
-
-def _row(group: pd.DataFrame, usual: dict[str, Any], code: str | None) -> dict[str, Any]:
-    first = group.iloc[0]
-    done = group[group["state"] == "finished"]
-    scores = list(done["mIoU"])
-    mean = statistics.fmean(scores) if scores else math.nan
-    notes, comparable = _notes(done, usual, code)
-    kept = ("experiment", *COMBINATION, "learning_rate", "config", "published_miou")
-    return {
-        **{column: first[column] for column in kept},
-        "n": len(scores),
-        "seeds": " ".join(str(seed) for seed in done["seed"]),
-        "mIoU": mean,
-        "mIoU_std": statistics.stdev(scores) if len(scores) > 1 else math.nan,
-        "mIoU_min": min(scores, default=math.nan),
-        "mIoU_max": max(scores, default=math.nan),
-        "mAcc": done["mAcc"].mean(),
-        "aAcc": done["aAcc"].mean(),
-        "difference": mean - first["published_miou"],
-        "gpu_hours": group["gpu_hours"].sum(min_count=1),
-        "iterations": _all_of(done["iterations"]),
-        "precision": _all_of(done["precision"]),
-        "device": _all_of(done["device"]),
-        "data_fingerprint": _all_of(done["data"]),
-        "commits": _all_of(commit for commits in done["commit"] for commit in commits),
-        "state": _state_of_all(group),
-        "notes": "; ".join(notes),
-        "comparable": comparable,
-    }
-
-
-def _all_of(values: Any) -> str:
-    distinct = dict.fromkeys(value for value in values if value is not None and value == value)
-    return " ".join(str(v if not isinstance(v, float) else int(v)) for v in distinct)
-
-
-def _state_of_all(group: pd.DataFrame) -> str:
-    """Say how far the seeds are, together where they are equally far."""
-    texts = [
-        f"{run.state} ({run.progress})" if run.progress else run.state for run in group.itertuples()
-    ]
-    if len(set(texts)) == 1:
-        return texts[0]
-    return "; ".join(
-        f"seed {seed}: {text}" for seed, text in zip(group["seed"], texts, strict=True)
-    )
-
-
-def _notes(done: pd.DataFrame, usual: dict[str, Any], code: str | None) -> tuple[list[str], bool]:
-    """Return what sets a combination apart, and whether its mIoU may be compared all the same."""
-    notes = [
-        text
-        for column, write in (
-            ("data", lambda value: f"other data ({value[:8]})"),
-            ("images", lambda value: f"{value:.0f} images"),
-            ("iterations", lambda value: f"{value:.0f} iterations"),
-            ("batch", lambda value: f"batch of {value:.0f}"),
-            ("aug_test", lambda value: "test-time augmentation" if value else "no augmentation"),
-        )
-        for text in dict.fromkeys(
-            write(value) for value in done[column].dropna() if value != usual.get(column)
-        )
-    ]
-    comparable = not notes
-    notes += [f"{p}" for p in done["precision"].dropna().unique() if p != usual.get("precision")]
-    codes = {value for values in done["code"] for value in values}
-    if code is not None and codes - {code}:
-        notes.append("code changed since")
-    elif code is None and codes - {usual.get("code")}:
-        notes.append("other code")
-    if done["dirty"].any():
-        notes.append("uncommitted code")
-    if not done["same_weights"].all():
-        notes.append("trained again since the evaluation")
-    return notes, comparable
-
-
-def _best(frame: pd.DataFrame) -> pd.Series:
-    """Mark the best of at least two learning rates of each backbone and pretraining length."""
-    best = pd.Series(False, index=frame.index)
-    for _, group in frame[frame["comparable"] & frame["mIoU"].notna()].groupby(list(COMBINATION)):
-        if group["learning_rate"].astype(float).nunique() > 1:
-            best[group["mIoU"].idxmax()] = True
-    return best

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = ("slurm-wlm", "slurmdbd", "munge", "mariadb-server")
+APT_WAIT = "-oDPkg::Lock::Timeout=900"  # seconds for another apt-get to end
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
 # Started in this order, stopped in the reverse one.
 DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd-n1", "slurmd-n2")
@@ -54,8 +55,10 @@ SlurmdPidFile={root}/slurmd-%n.pid
 SlurmctldLogFile={root}/log/slurmctld.log
 SlurmdLogFile={root}/log/slurmd-%n.log
 AuthType=auth/munge
-# A requeued job waits as long as its old credential could live: 120 s unless told otherwise.
-AuthInfo=socket={root}/munge.socket,cred_expire=5
+# A requeued job waits as long as its old credential could live (120 s by default), and a busy
+# machine needs some seconds to start a job with a fresh one.
+AuthInfo=socket={root}/munge.socket,cred_expire=20
+MessageTimeout=100
 CredType=cred/munge
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
@@ -67,8 +70,7 @@ SlurmdParameters=config_overrides
 ReturnToService=1
 KillWait={kill_wait}
 MinJobAge=300
-SlurmdTimeout=20
-SlurmctldTimeout=10
+SlurmdTimeout=300
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min_interval=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -212,8 +214,8 @@ def install() -> None:
     print(f"installing {' '.join(PACKAGES)}", file=sys.stderr)
     with no_services():
         for command in (
-            ["apt-get", "update"],
-            ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES],
+            ["apt-get", "update", APT_WAIT],
+            ["apt-get", "install", "-y", "--no-install-recommends", APT_WAIT, *PACKAGES],
         ):
             environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -277,7 +279,7 @@ def write_configuration(cluster: Cluster, kill_wait: int) -> None:
     key.write_bytes(os.urandom(128))
 
 
-def wait_for(what: str, ready: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(what: str, ready: Callable[[], object], seconds: float = 300) -> None:
     """Wait until `ready` returns something true.
 
     Raises:
@@ -344,7 +346,7 @@ def register(cluster: Cluster) -> None:
         cluster.run("sacctmgr", "-i", *words.split())
 
 
-def up(cluster: Cluster, kill_wait: int = 15) -> None:
+def up(cluster: Cluster, kill_wait: int = 120) -> None:
     """Bring the cluster up, or what of it is down, and wait until it can run jobs."""
     install()
     if not (cluster.root / "slurm.conf").exists():
@@ -419,7 +421,7 @@ def main() -> int:
     parser.add_argument(
         "--kill-wait",
         type=int,
-        default=15,
+        default=120,
         help="seconds between SLURM's SIGTERM and SIGKILL (SLURM's own default is 30)",
     )
     arguments = parser.parse_args()

@@ -2,7 +2,8 @@
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class Manifest:
         counts: images per split.
         files: per split, stem → (bytes of the image, bytes of the annotation).
         source: the URL (without credentials), archive or folder that it came from.
+        marks: path below `root` → size, time and SHA-256, right after the verification; kept in
+            the index (`index.py`) and empty in a manifest that was read.
     """
 
     root: Path
@@ -36,6 +39,9 @@ class Manifest:
     counts: dict[str, int]
     files: dict[str, dict[str, tuple[int, int]]]
     source: str
+    marks: Mapping[str, tuple[int, int, str]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", redact(self.source))
@@ -118,5 +124,5 @@ def _from_json(path: Path, value: Any) -> Manifest:
             },
             source=str(value["source"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not a manifest of this tool; {AGAIN}") from error
