@@ -63,7 +63,7 @@ def count_step(config: Config, images: int, side: str) -> Counts:
     model = build_empty(config, side).train()
     with pretended_cuda():
         model.to_empty(device=DEVICE)
-        model.to(DEVICE)  # tells the preprocessor
+        model.data_preprocessor.to(DEVICE)
         optimizer = build_optimizer(config, model, "cuda", stock=side == "stock")
         for _ in range(2):  # the first one allocates moments and constants
             batch = _batch(config, images, side)
