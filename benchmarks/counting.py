@@ -84,6 +84,11 @@ class _Counting(TorchDispatchMode):
             return 1.0 if args[0].is_floating_point() else 1
         if func is _ATEN.index.Tensor:
             args = self._without_masks(*args)
+        if func not in flop_registry:  # an operation that is made of others, in inference mode
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         self._look(func, args, kwargs, out)
         return out

@@ -9,19 +9,29 @@ The weights are those of torch, including the single-precision arithmetic of its
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
+from cae_seg.models.ops.cache import ByteCache, cached
 from cae_seg.models.ops.precision import product_dtype
 
+_MATRIX_BYTES = 16 * 2**20  # of each kind of matrix
 
-@lru_cache(maxsize=512)
-def interpolation_matrix(size_in: int, size_out: int, align_corners: bool = False) -> np.ndarray:
-    """Return the (size_out, size_in) matrix of 1-D linear interpolation, float64."""
+
+class Taps(NamedTuple):
+    """1-D linear interpolation: each output is a mean of two inputs."""
+
+    lower: np.ndarray  # (size_out,) int64
+    upper: np.ndarray
+    share: np.ndarray  # weight of `upper`, float32
+
+
+def interpolation_taps(size_in: int, size_out: int, align_corners: bool = False) -> Taps:
+    """Return the inputs and weights of 1-D linear interpolation."""
     one = np.float32(1)
     target = np.arange(size_out, dtype=np.float32)
     if align_corners:
@@ -34,16 +44,29 @@ def interpolation_matrix(size_in: int, size_out: int, align_corners: bool = Fals
         source = np.maximum(source.astype(np.float32), np.float32(0))
     lower = np.minimum(source.astype(np.int64), size_in - 1)
     upper = np.minimum(lower + 1, size_in - 1)
-    share = np.clip(source - lower.astype(np.float32), 0, 1)
-    matrix = np.zeros((size_out, size_in))
-    rows = np.arange(size_out)
-    np.add.at(matrix, (rows, lower), one - share)
-    np.add.at(matrix, (rows, upper), share)
+    return Taps(lower, upper, np.clip(source - lower.astype(np.float32), 0, 1))
+
+
+def interpolation_sparse(
+    size_in: int, size_out: int, align_corners: bool = False
+) -> sparse.csr_array:
+    """Return the (size_out, size_in) matrix of 1-D linear interpolation, float64, two a row."""
+    lower, upper, share = interpolation_taps(size_in, size_out, align_corners)
+    values = np.stack([np.float32(1) - share, share], 1).astype(np.float64)
+    places = np.stack([lower, upper], 1)
+    starts = np.arange(0, 2 * size_out + 1, 2)
+    return sparse.csr_array((values.ravel(), places.ravel(), starts), shape=(size_out, size_in))
+
+
+@cached(_MATRIX_BYTES)
+def interpolation_matrix(size_in: int, size_out: int, align_corners: bool = False) -> np.ndarray:
+    """Return the (size_out, size_in) matrix of 1-D linear interpolation, float64."""
+    matrix = interpolation_sparse(size_in, size_out, align_corners).toarray()
     matrix.setflags(write=False)
     return matrix
 
 
-@lru_cache(maxsize=512)
+@cached(_MATRIX_BYTES)
 def pooling_matrix(size_in: int, size_out: int) -> np.ndarray:
     """Return the (size_out, size_in) matrix of 1-D adaptive average pooling, float64."""
     matrix = np.zeros((size_out, size_in))
@@ -54,7 +77,7 @@ def pooling_matrix(size_in: int, size_out: int) -> np.ndarray:
     return matrix
 
 
-@lru_cache(maxsize=512)
+@cached(_MATRIX_BYTES)
 def tap_matrices(size_in: int, size_out: int, align_corners: bool = False) -> np.ndarray:
     """Return linear interpolation followed by the three shifts of a zero-padded 3-tap filter.
 
@@ -97,17 +120,18 @@ MATRICES: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-_made: dict[tuple, Tensor] = {}
+_made: ByteCache[Tensor] = ByteCache(64 * 2**20, lambda tensor: tensor.nbytes)
 
 
 def constant(kind: str, *args: Any, like: Tensor) -> Tensor:
     """Return the matrix `MATRICES[kind](*args)` in the dtype and on the device of `like`."""
-    key = (kind, args, like.dtype, like.device)
-    if key not in _made:
+
+    def make() -> Tensor:
         # Inside inference mode a tensor would be unfit for training ever after.
         with torch.inference_mode(False):
-            _made[key] = torch.tensor(MATRICES[kind](*args)).to(like.device, like.dtype)
-    return _made[key]
+            return torch.tensor(MATRICES[kind](*args)).to(like.device, like.dtype)
+
+    return _made.get((kind, args, like.dtype, like.device), make)
 
 
 def apply_matrices(x: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
