@@ -14,9 +14,10 @@ from mmseg.registry import MODELS
 from torch import nn
 
 import cae_seg.registration  # noqa: F401
+from cae_seg.engine.acceleration import accelerate
+from cae_seg.engine.build import build_model
 from cae_seg.models.backbones.cae import CAEAttention
 from cae_seg.models.layers.stochastic import SampleDropout2d, SampleDropPath
-from cae_seg.models.optimizer import FastAdamW  # noqa: F401  (registers it)
 
 CONFIGS = Path(__file__).parents[1] / "configs_local" / "cae" / "upernet"
 BASE = "upernet_cae_base_12_512_slide_160k_ade20k_pt_1e-4"
@@ -32,8 +33,9 @@ def load_config(stem: str) -> Config:
 
 def build_ours(config: Config, device: str) -> nn.Module:
     """Build our segmentor with random weights that make clear predictions."""
-    torch.manual_seed(0)
-    model = MODELS.build(copy.deepcopy(config.model))
+    config = copy.deepcopy(config)
+    accelerate(config)
+    model = build_model(config, 0, start=False)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,13 +76,8 @@ def _beit_attention(
 
 def _stock_config(config: Config) -> dict[str, Any]:
     stock = copy.deepcopy(config.model)
-    stock.type = "EncoderDecoder"
-    stock.decode_head.type, stock.auxiliary_head.type = "UPerHead", "FCNHead"
     # SyncBN of one process is BN, and exists on CUDA only.
-    stock.data_preprocessor.type = "SegDataPreProcessor"
     stock.decode_head.norm_cfg = stock.auxiliary_head.norm_cfg = {"type": "BN"}
-    for key in ("pretrained", "fast_paths"):
-        stock.pop(key, None)
     return stock
 
 
@@ -88,8 +85,7 @@ def build_optimizer(config: Config, model: nn.Module, device: str, *, stock: boo
     """Build the recipe's optimiser; the stock one as torch gives it, mixed precision on CUDA."""
     wrapper = copy.deepcopy(config.optim_wrapper)
     wrapper.optimizer.type = "AdamW" if stock else "FastAdamW"
-    if stock:
-        wrapper.optimizer.pop("fused", None)
+    wrapper.optimizer.fused = not stock
     if device == "cuda":
         wrapper.update(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
     return build_optim_wrapper(model, wrapper)
@@ -107,7 +103,7 @@ def without_dropout(model: nn.Module) -> None:
 def build_empty(config: Config, side: str) -> nn.Module:
     """Build a side, "stock" or "ours", without memory for its weights (device "meta")."""
     with torch.device("meta"):
-        ours = MODELS.build(copy.deepcopy(config.model))
-        if side == "ours":
-            return ours
-        return build_stock(config, ours, weights=False)
+        accelerated = copy.deepcopy(config)
+        accelerate(accelerated)
+        ours = build_model(accelerated, 0, start=False)
+        return ours if side == "ours" else build_stock(config, ours, weights=False)
