@@ -144,8 +144,8 @@ def _flips(config: Config) -> list[Mapping[str, Any]]:
 
 def _fused_optimizer(config: Config) -> bool:
     optimizer = (config.get("optim_wrapper") or {}).get("optimizer") or {}
-    if optimizer.get("type") not in _FUSED or optimizer.get("foreach"):
-        return False
+    if optimizer.get("type") not in _FUSED or "foreach" in optimizer:
+        return bool(optimizer.get("fused"))
     optimizer.setdefault("fused", True)
     if optimizer.fused and optimizer.type == "AdamW":
         optimizer.type = "FastAdamW"
