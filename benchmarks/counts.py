@@ -1,4 +1,4 @@
-"""Case 6: what a training step and an evaluation would do on a CUDA device, counted without one.
+"""Case: what a training step and an evaluation would do on a CUDA device, counted without one.
 
 Runs in a process of its own (`python -m benchmarks.counts`), which is left unfit for real work on
 a GPU: see `benchmarks.counting`.

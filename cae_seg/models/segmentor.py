@@ -19,6 +19,7 @@ from cae_seg.errors import UserError
 from cae_seg.models.accelerate import Switch, Switches, resolve, switch
 from cae_seg.models.heads.upernet import FastFCNHead, FastUPerHead
 from cae_seg.models.layers.batch_norm import counted_together
+from cae_seg.models.layers.replace import replace_layers
 from cae_seg.models.ops.cpu.memory import keep_freed_memory
 from cae_seg.models.ops.resize import resize_bilinear
 from cae_seg.models.ops.windows import Axis, Coarse, View, labels_of
@@ -63,7 +64,8 @@ class FastEncoderDecoder(EncoderDecoder):
             **kwargs,
         )
         self.fast_paths = switches
-        switch(self.backbone, switches)
+        replace_layers(self)
+        switch(self, switches)
 
     @property
     def active_fast_paths(self) -> list[str]:
