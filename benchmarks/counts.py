@@ -49,11 +49,11 @@ def count_all(*, quick: bool) -> list[dict[str, Any]]:
     for name, stem, images in STEPS[:1] if quick else STEPS:
         config = load_config(stem)
         both = {side: count_step(config, images, side) for side in ("stock", "ours")}
-        rows.append(_row(f"{name}, training step, batch {images}", both))
+        rows.append(_row(f"{name}, training step, batch {images}, fp16", both))
     for name, stem in [("ViT-B", BASE)] if quick else [("ViT-B", BASE), ("ViT-L", LARGE)]:
         config = load_config(stem)
         both = {side: count_evaluation(config, side) for side in ("stock", "ours")}
-        rows.append(_row(f"{name}, evaluation of one image of {IMAGE[0]} × {IMAGE[1]}", both))
+        rows.append(_row(f"{name}, evaluation of one image of {IMAGE[0]} × {IMAGE[1]}, fp32", both))
     rows.append({"what": "masks of an iteration, ViT-B", **_host_milliseconds(load_config(BASE))})
     return rows
 

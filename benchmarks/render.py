@@ -14,9 +14,11 @@ Stock mmsegmentation against cae-seg on the same weights. Written by `make bench
 
 **Timed** sections measure seconds on the machine that each one names: both sides in turns in one
 process, after a warm-up; medians. **Counted** sections run nothing on a GPU. They follow every
-operation of torch with fake tensors on a CUDA device that need not exist, under the same fp16
-autocast, and count what would be launched, read, written and waited for. No figure is an estimate,
-and no time on a GPU has been measured yet: what a count says about speed there is an inference.
+operation of torch with fake tensors on a CUDA device that need not exist, and count what would be
+launched, read, written and waited for; training under fp16 autocast, evaluation in fp32. No figure
+is an estimate, and no time on a GPU has been measured yet: what a count says about speed there is
+an inference. The timed CPU sections were measured before the fused transformer blocks, the loss in
+fewer passes and the resizing by bands (see their dates) and have not been repeated since.
 
 **Stock** is what one would run otherwise, with the published settings: mmsegmentation's
 `EncoderDecoder`, `UPerHead`, `FCNHead`, its BEiT attention (scores, bias and soft-max as tensors),
@@ -79,7 +81,7 @@ def _section(result: dict[str, Any]) -> str:
 
 def _how(result: dict[str, Any]) -> str:
     if result["case"] == "counts":
-        return "counted for a CUDA device under fp16 autocast"
+        return "counted for a CUDA device"
     return f"timed on {result['device']}"
 
 

@@ -20,7 +20,7 @@ def rows() -> dict[str, dict]:
 
 
 def test_a_training_step_stays_within_its_limits(rows):
-    step = rows["ViT-B, training step, batch 2"]
+    step = rows["ViT-B, training step, batch 2, fp16"]
     assert 700 < step["ours_kernels"] <= 1000 < step["stock_kernels"]
     assert 20 < step["ours_gigabytes"] <= 28 < step["stock_gigabytes"]
     assert 4 < step["ours_tflop"] <= 4.62 < step["stock_tflop"]
@@ -28,7 +28,7 @@ def test_a_training_step_stays_within_its_limits(rows):
 
 
 def test_a_training_step_never_waits_for_the_device(rows):
-    step = rows["ViT-B, training step, batch 2"]
+    step = rows["ViT-B, training step, batch 2, fp16"]
     assert step["ours_waits"] == 0
     assert step["ours_blocking_copies"] == 0
     # The counter sees waiting where there is some.
@@ -36,8 +36,8 @@ def test_a_training_step_never_waits_for_the_device(rows):
     assert step["stock_blocking_copies"] > 0
 
 
-def test_evaluation_of_an_image_stays_within_stocks_means(rows):
-    image = rows["ViT-B, evaluation of one image of 512 × 683"]
+def test_evaluation_of_an_image_does_less_than_stock(rows):
+    image = rows["ViT-B, evaluation of one image of 512 × 683, fp32"]
     assert image["ours_waits"] == image["ours_blocking_copies"] == 0
     for what in ("kernels", "gigabytes", "tflop"):
         assert image[f"ours_{what}"] < image[f"stock_{what}"]
