@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interruptions import StopAfter, losses, same, weights
 from mmengine.dataset import BaseDataset
 
 from cae_seg.engine.acceleration import REPLACEMENTS
@@ -17,30 +18,6 @@ from cae_seg.launch.launcher import launch_evaluate, launch_train
 from cae_seg.models.accelerate import FAST_PATHS
 from cae_seg.run.deadline import StopRequest
 from cae_seg.run.paths import read_record
-
-
-class StopAfter(StopRequest):
-    """Asks to stop once it has been looked at so many times."""
-
-    def __init__(self, looks: int) -> None:
-        self._left = looks
-
-    @property
-    def reason(self) -> str | None:
-        self._left -= 1
-        return "SIGTERM" if self._left < 0 else None
-
-
-def weights(job: TrainJob) -> dict[str, torch.Tensor]:
-    return torch.load(job.work_dir / "weights.pth", weights_only=True)["state_dict"]
-
-
-def losses(job: TrainJob) -> list[float]:
-    return [line["loss"] for line in read_record(job.work_dir / "record.jsonl").train.values()]
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture
