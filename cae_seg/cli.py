@@ -6,6 +6,7 @@ Heavy imports stay inside the functions that need them, so that `--help` answers
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_track,
         _add_table,
         _add_figures,
+        _add_status,
         _add_ui,
         _add_doctor,
     ):
@@ -492,6 +494,33 @@ def _figures(options: argparse.Namespace) -> None:
         from cae_seg.results.report_pages import write_page
 
         write_page("The claim", options.claim.read_text(), options.pages / "claim.html")
+
+
+def _add_status(commands: Any) -> None:
+    parser = _add(commands, "status", _status, "show how far every run of a sheet is")
+    _add_sheet_option(parser)
+    parser.add_argument("--format", choices=["text", "json"], default="text")
+    parser.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=5.0,
+        metavar="SECONDS",
+        help="show it again every so often, in place (default: 5), until Ctrl-C",
+    )
+
+
+def _status(options: argparse.Namespace) -> None:
+    from cae_seg.results.status import write_status
+
+    while True:
+        text = write_status(options.sheet, format=options.format)
+        # Cursor home, then clear what was below it: no flicker and no scrolling.
+        in_place = options.watch is not None and sys.stdout.isatty()
+        print(f"\x1b[H\x1b[J{text}" if in_place else text, flush=True)
+        if options.watch is None:
+            return
+        time.sleep(options.watch)
 
 
 def _add_ui(commands: Any) -> None:
