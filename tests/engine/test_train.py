@@ -228,6 +228,27 @@ def test_second_writer_is_refused(make_job, copied):
     assert os.path.exists(lock)
 
 
+def test_a_run_from_a_gpu_does_not_continue_on_the_cpu_unasked(copied):
+    facts = json.loads((copied.work_dir / "facts.json").read_text())
+    facts["device"] = {"type": "cuda", "name": "NVIDIA H100", "count": 1}
+    (copied.work_dir / "facts.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="began on NVIDIA H100, but torch sees no GPU"):
+        launch_train(dataclasses.replace(copied, device="auto"))
+    assert launch_train(copied) == DONE
+
+
+def test_a_run_of_an_earlier_version_is_named_and_left_alone(copied):
+    for name in ("facts.json", "finals.json"):
+        facts = json.loads((copied.work_dir / name).read_text()) | {"schema": 1, "identity": "old"}
+        (copied.work_dir / name).write_text(json.dumps(facts))
+    before = {path: path.read_bytes() for path in copied.work_dir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="run of an earlier version of cae-seg"):
+        launch_train(copied)
+    changed = {path.name for path in before if before[path] != path.read_bytes()}
+    assert changed <= {"writer.lock"}
+    assert not list(copied.work_dir.parent.glob("work.stale-*"))
+
+
 def test_late_resume_reads_the_images_of_its_own_iterations_only(make_job, monkeypatch):
     job = make_job(
         "late",

@@ -16,6 +16,10 @@ from cae_seg.launch.launcher import launch_train
 from cae_seg.run.paths import read_record
 
 SIDE = 64
+SMALL_IMAGES = {
+    "val_dataloader.dataset.pipeline.1.scale": (4 * SIDE, SIDE),
+    "default_hooks.logger.interval": 1,
+}
 NO_PRETRAINED = {"model.pretrained": None}
 NO_INIT = {"model.backbone.init_cfg": None}
 NARROW_UPERNET = {"model.decode_head.channels": 16, "model.auxiliary_head.channels": 16}
@@ -72,7 +76,7 @@ def check(name: str, options: dict, folder: Path, manifest: Path) -> None:
             iterations=3,
             batch_size=2,
             crop_size=(SIDE, SIDE),
-            cfg_options=options | {"default_hooks.logger.interval": 1},
+            cfg_options=SMALL_IMAGES | options,
         )
         for run in ("whole", "pieces")
     )
