@@ -25,6 +25,8 @@ REPLACEMENTS: dict[str, str] = {
     "augmented_test": "SegTTAModel → FastTTAModel: all views of an image at once",
     "fused_optimizer": "one pass over weights, gradients and moments; AdamW → FastAdamW",
 }
+# These choose the precision of their products by torch's autocast, which apex does not use.
+_OWN_PRECISION = ("fused_block", "fused_bottleneck", "matrix_deconvolution")
 _HEADS = {"UPerHead": "FastUPerHead", "FCNHead": "FastFCNHead"}
 _FUSED = ("AdamW", "Adam", "SGD")
 
@@ -42,6 +44,8 @@ def accelerate(config: Config) -> list[str]:
         UserError: `acceleration` names something unknown.
     """
     switches = _switches(config.pop("acceleration", True))
+    if config.get("precision") == "apex":
+        switches |= dict.fromkeys(_OWN_PRECISION, False)
     done = [name for name, replace in _TABLE.items() if switches[name] and replace(config)]
     if "segmentor" in done:
         paths = {name: switches[name] for name in FAST_PATHS}

@@ -1,14 +1,21 @@
 import copy
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmseg.models.backbones import BEiT
 from mmseg.models.backbones.beit import BEiTAttention
 from torch import nn
 
+import cae_seg.registration  # noqa: F401
+from cae_seg.engine.acceleration import accelerate
 from cae_seg.models.accelerate import resolve, switch
 from cae_seg.models.layers.replace import FastBEiTAttention, replace_layers
 from cae_seg.models.ops.convolution import Deconvolution
+
+UPERNET = Path(__file__).parents[2] / "configs_local" / "cae" / "upernet"
+CONFIG = UPERNET / "upernet_cae_base_12_512_slide_160k_ade20k_pt_1e-4.py"
 
 
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -62,3 +69,14 @@ def test_a_replaced_deconvolution_gives_the_same_numbers():
     replace_layers(ours)
     x = torch.randn(2, 4, 5, 6)
     assert relative(ours(x), stock(x)) < 1e-6
+
+
+@pytest.mark.parametrize(("precision", "on"), [("fp16", True), ("apex", False)])
+def test_apex_runs_without_what_follows_torchs_autocast(precision, on):
+    config = Config.fromfile(CONFIG)
+    config.precision = precision
+    names = accelerate(config)
+    assert "fused_loss" in names
+    for name in ("fused_block", "fused_bottleneck", "matrix_deconvolution"):
+        assert (name in names) == on
+        assert config.model.fast_paths[name] == on
