@@ -7,7 +7,7 @@ rule track:
     log:
         "<results>/logs/track/{experiment}_seed{seed}.log",
     conda:
-        "../../environment.yml"
+        "cae-seg"
     params:
         folder=subpath(input.run, parent=True),
         sheet=sheet_file,
