@@ -17,7 +17,7 @@ rule write_table:
     log:
         "<results>/logs/write_table/table.log",
     conda:
-        "cae-seg"
+        "../../environment.yml"
     params:
         code=code_fingerprint(),
         pages=subpath(output.page, parent=True),
@@ -51,7 +51,7 @@ rule draw_figures:
     log:
         "<results>/logs/draw_figures/figures.log",
     conda:
-        "cae-seg"
+        "../../environment.yml"
     params:
         pages=subpath(output.page, parent=True),
     message:
@@ -69,7 +69,7 @@ rule write_report:
     log:
         "<results>/logs/write_report/report.log",
     conda:
-        "cae-seg"
+        "../../environment.yml"
     params:
         sheet=sheet_setting,
     message:

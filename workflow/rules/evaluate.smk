@@ -10,7 +10,7 @@ rule evaluate:
     benchmark:
         "<results>/benchmarks/evaluate/{experiment}_seed{seed}.tsv"
     conda:
-        "cae-seg"
+        "../../environment.yml"
     threads: lambda wildcards: min(8, cpus(wildcards))
     resources:
         **site_resources(),
@@ -38,7 +38,7 @@ rule summarise:
     log:
         "<results>/logs/summarise/{experiment}.log",
     conda:
-        "cae-seg"
+        "../../environment.yml"
     message:
         "Join the seeds of {wildcards.experiment}"
     shell:

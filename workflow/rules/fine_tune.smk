@@ -15,7 +15,7 @@ rule fine_tune:
     benchmark:
         "<results>/benchmarks/fine_tune/{experiment}_seed{seed}.tsv"
     conda:
-        "cae-seg"
+        "../../environment.yml"
     threads: cpus
     resources:
         **site_resources(),

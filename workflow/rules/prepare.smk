@@ -6,7 +6,7 @@ rule make_demo:
     log:
         "data/demo/make_demo.log",
     conda:
-        "cae-seg"
+        "../../environment.yml"
     params:
         folder=subpath(output.short, parent=True),
         seed=0,
@@ -27,7 +27,7 @@ rule prepare_data:
     benchmark:
         "<results>/benchmarks/prepare_data/data.tsv"
     conda:
-        "cae-seg"
+        "../../environment.yml"
     params:
         source=data_source,
         root=subpath(output.manifest, parent=True),
@@ -49,7 +49,7 @@ rule inspect_checkpoint:
     log:
         "<results>/logs/inspect_checkpoint/{checkpoint}.log",
     conda:
-        "cae-seg"
+        "../../environment.yml"
     params:
         source=lambda wildcards: INSPECTED[wildcards.checkpoint].checkpoint,
         config=lambda wildcards: INSPECTED[wildcards.checkpoint].config,

@@ -7,7 +7,7 @@ rule track:
     log:
         "<results>/logs/track/{experiment}_seed{seed}.log",
     conda:
-        "cae-seg"
+        "../../environment.yml"
     params:
         folder=subpath(input.run, parent=True),
         sheet=sheet_file,
