@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = build_parser().parse_args(arguments)
     try:
+        if getattr(options, "error_file", None):
+            return _run_once(options) or 0
         return options.run(options) or 0
     except UserError as error:
         print(f"cae-seg: error: {error}", file=sys.stderr)
@@ -35,6 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output went away (`cae-seg table | head`): nothing left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run_once(options: argparse.Namespace) -> int | None:
+    from cae_seg.launch.retry import final_errors
+
+    with final_errors(options.error_file, options.attempt):
+        return options.run(options)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -181,6 +190,10 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help=f"manifest (default: {DATA})")
     parser.add_argument("--name", help="experiment, as the sheet names it")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--attempt", type=int, default=1, help="of the workflow, from 1")
+    parser.add_argument(
+        "--error-file", type=Path, help="keeps a mistake of the user's, which no retry can help"
+    )
 
 
 def _add_train(commands: Any) -> None:

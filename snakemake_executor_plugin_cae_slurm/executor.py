@@ -1,6 +1,7 @@
 """The executor: submit, watch and cancel jobs by number."""
 
 import asyncio
+import contextlib
 import os
 import re
 import shlex
@@ -81,6 +82,8 @@ class Executor(slurm.Executor):
             self._report_job_error_threadsafe(SubmittedJobInfo(job), f"not submitted: {error}. ")
 
     def _submit(self, job: JobExecutorInterface) -> None:
+        if (file := job.resources.get("no_retry_file")) and job.attempt == 1:
+            Path(file).unlink(missing_ok=True)  # of an earlier start
         name = job_name(job, self.workflow.workdir_init, self._prefix())
         self._make_way(job, name)
         logfile = self._logfile(job)
@@ -181,6 +184,10 @@ class Executor(slurm.Executor):
     def _give_up(self, job: JobExecutorInterface, reason: str) -> None:
         """Report an error that no retry can help; retries of Snakemake's end here at once."""
         self._hopeless[job] = reason
+        if file := job.resources.get("no_retry_file"):
+            with contextlib.suppress(OSError):
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
+                Path(file).write_text(f"{reason}\n")
         self._report_job_error_threadsafe(SubmittedJobInfo(job), reason)
 
     def print_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **kwargs) -> None:

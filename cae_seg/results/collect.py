@@ -1,6 +1,5 @@
 """The files of all runs of a sheet → one frame, and that → one row a combination."""
 
-import fcntl
 import math
 import os
 import statistics
@@ -14,6 +13,7 @@ import pandas as pd
 
 from cae_seg.sheet.sheet import Experiment, Sheet, load_sheet
 from cae_seg.run.paths import Record, RunFolder
+from cae_seg.run.work_dir import WorkDir
 
 COMBINATION = ("backbone", "method", "pretraining_epochs")
 SILENT_SECONDS = 900.0
@@ -99,7 +99,8 @@ def _state(
     if run.finished:
         return "trained", "to be evaluated"
     if not run.exists:
-        return "queued", ""
+        failed = [rule for rule in ("fine_tune", "evaluate") if run.error_file(rule).is_file()]
+        return ("failed", "before it began") if failed else ("queued", "")
     record = run.record()
     done = max([*record.train, *record.evaluations], default=0)
     progress = f"{done} of {facts['iterations']} iterations"
@@ -111,17 +112,13 @@ def _state(
 
 
 def _is_written(run: RunFolder, record: Record, now: float) -> bool:
-    """Say whether a process trains here: it holds the lock of the work folder.
+    """Tell whether a process trains here: it holds the lock of the work folder.
 
-    On a file system where locks do not reach other machines a young record counts as well.
+    Where only the owner's host could tell, a young record that does not end in a stop counts.
     """
-    try:
-        with (run.work / "writer.lock").open() as stream:
-            fcntl.lockf(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        pass
-    except OSError:
-        return True
+    held = WorkDir(run.work).has_writer()
+    if held is not None:
+        return held
     stopped = bool(record.events) and record.events[-1]["event"] in ("stop", "finish")
     return not stopped and now - (record.last_time or -math.inf) < SILENT_SECONDS
 

@@ -40,9 +40,9 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """Read a `record.jsonl`; a missing file is an empty record.
+    """Read a `record.jsonl`; a missing or unreadable file is an empty record.
 
-    Lines torn by a crash are skipped, wherever they are: a resumed run appends behind them.
+    Lines torn by a crash are skipped, wherever they are: a resumed run appends after them.
     """
     train, evaluations, events, begun = {}, {}, [], None
     for line in _lines(path):
@@ -57,15 +57,22 @@ def read_record(path: Path) -> Record:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = path.read_text(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return
     for line in text.splitlines():
         try:
             value = json.loads(line)
-        except json.JSONDecodeError:
+        except ValueError:
             continue
-        if isinstance(value, dict) and "time" in value and "kind" in value:
+        if isinstance(value, dict) and _is_line(value):
             yield value
+
+
+def _is_line(value: dict[str, Any]) -> bool:
+    """Tell whether an object has the keys that every reader of a record needs."""
+    named = {"event": value.get("event"), "train": "", "eval": ""}.get(value.get("kind"))
+    counted = named or isinstance(value.get("iteration"), int)
+    return isinstance(value.get("time"), int | float) and isinstance(named, str) and counted
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,10 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether a run was ever started here."""
         return self.finished or (self.work / "facts.json").is_file()
+
+    def error_file(self, rule: str) -> Path:
+        """Return where a rule of the workflow keeps the message of a user's mistake."""
+        return self.path / f"error_{rule}.txt"
 
     def facts(self) -> dict[str, Any]:
         """Return `run.json`, or `facts.json` of a run that is not finished.

@@ -2,6 +2,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from cae_seg.run.paths import RunFolder
 from cae_seg.run.provenance import code_fingerprint
 from cae_seg.errors import UserError
 from cae_seg.sheet.sheet import EXPANDED, Experiment, Sheet, load_sheet
@@ -144,6 +145,17 @@ def row_resource(key: str, otherwise=None):
         return default and default.evaluate(wildcards, **known, async_run=async_run).value
 
     return value
+
+
+def error_file(wildcards, rulename) -> str:
+    """Return where a job keeps a user's mistake, which the executor does not try again."""
+    folder = SHEET.run_folder(wildcards.experiment, wildcards.seed)
+    return str(RunFolder(folder).error_file(rulename))
+
+
+def attempt_number(wildcards, attempt) -> int:
+    """Return which attempt of this start of Snakemake a job is."""
+    return attempt
 
 
 def site_resources() -> dict:

@@ -22,4 +22,5 @@ if workflow.is_main_process:
 
 
 onerror:
-    print(*unfinished(SHEET), sep="\n", file=sys.stderr)
+    command = shlex.join(["snakemake", *sys.argv[1:]])
+    print(*unfinished(SHEET, f"`{command}`"), sep="\n", file=sys.stderr)
