@@ -2,7 +2,7 @@
 # make test   format, lint, workflow checks and all tests, SLURM included
 # make ui     the MLflow UI on this machine
 # make bench  stock mmsegmentation against cae-seg, into docs/benchmarks.md
-.PHONY: install demo test lint browser fast-test slow-test format ui bench
+.PHONY: install demo test lint test-tools fast-test slow-test format ui bench
 
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
@@ -25,7 +25,7 @@ demo: install
 	@cat results/demo/table.md
 	@echo "Compare the runs: make ui, then open http://127.0.0.1:5000"
 
-test: install lint browser fast-test slow-test
+test: install lint test-tools fast-test slow-test
 
 lint:
 	ruff format --check .
@@ -35,9 +35,9 @@ lint:
 	snakemake --lint --config sheet=config/sweep.yaml
 	snakemake --lint --config sheet=config/demo.yaml
 
-# The pages of the UI and the report are looked at in Chromium; SLURM's packages come with its tests.
-browser:
-	@command -v chromedriver >/dev/null || tests/install_browser.sh
+# Pages are looked at in Chromium, tables compiled by LaTeX; SLURM's packages come with its tests.
+test-tools:
+	@tests/install_tools.sh
 
 fast-test:
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2

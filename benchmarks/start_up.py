@@ -78,7 +78,7 @@ def _wait(
     command = _command(f"train {CONFIG}", work_dir=work, data=manifest, device="cpu")
     hooks = [f"default_hooks.{hook}.interval=1" for hook in ("logger", "checkpoint")]
     process = subprocess.Popen(
-        [*command, "--cfg-options", f"max_iterations={iterations}", *hooks],
+        [*command, "--iterations", str(iterations), "--cfg-options", *hooks],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -8,28 +8,30 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cae_seg import __version__
+from cae_seg.arguments import LARGEST_SEED, number, output_file, output_folder, whole_number
+from cae_seg.crash import report_crash
 from cae_seg.errors import UserError
+from cae_seg.redaction import redact
 
 DATA = Path("data/ade20k/manifest.json")
 SHEET = Path("config/published.yaml")
+SEED = whole_number(0, LARGEST_SEED)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    0: done. 2: a mistake of the user's, said in one line. 75: stopped in good order before the
-    end (time budget, signal); the same command goes on from there.
+    0: done. 1: crashed; the traceback is in a file. 2: a mistake of the user's, reported in one
+    line. 75: stopped cleanly before the end (time budget, signal); the same command resumes.
     """
-    options = build_parser().parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
-        if getattr(options, "error_file", None):
-            return _run_once(options) or 0
-        return options.run(options) or 0
+        return _run(arguments)
     except UserError as error:
-        print(f"cae-seg: error: {error}", file=sys.stderr)
+        print(f"cae-seg: error: {redact(_printable(str(error)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -40,15 +42,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_once(options: argparse.Namespace) -> int | None:
+    """Run a command of the workflow; a user's mistake fails its retries at once."""
     from cae_seg.launch.retry import final_errors
 
     with final_errors(options.error_file, options.attempt):
         return options.run(options)
 
 
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run one command; the one place that catches what nobody foresaw."""
+    options = build_parser().parse_args(arguments)
+    try:
+        run = _run_once if getattr(options, "error_file", None) else options.run
+        return run(options) or 0
+    except (UserError, BrokenPipeError):
+        raise
+    except (Exception, SystemExit) as error:  # a config is a program and may call sys.exit
+        print(f"cae-seg: error: {report_crash(error)}", file=sys.stderr)
+        return 1
+
+
+def _printable(text: str) -> str:
+    """Escape control characters, which a file name may contain, and line breaks."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that reports a mistake as the one line of a `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the error; `--help` shows the usage."""
+        raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="cae-seg",
         description="Fine-tune pretrained ViT checkpoints on ADE20K and compare the results.",
     )
@@ -83,9 +112,11 @@ def _add_prepare(commands: Any) -> None:
     kinds = parser.add_subparsers(required=True, metavar="what")
 
     data = _add(kinds, "data", _prepare_data, "download, extract and verify ADE20K")
-    data.add_argument("--source", required=True, help="URL, zip archive or extracted folder")
-    data.add_argument("--root", type=Path, default=DATA.parent, help="where to extract to")
-    data.add_argument("--manifest", type=Path, default=DATA, help="the result of the verification")
+    data.add_argument("--source", help="URL, zip archive or extracted folder")
+    data.add_argument("--root", type=output_folder, default=DATA.parent, help="where to extract to")
+    data.add_argument(
+        "--manifest", type=output_file, default=DATA, help="the result of the verification"
+    )
     data.add_argument("--sha256", help="what the archive must hash to")
     data.add_argument(
         "--expected",
@@ -95,22 +126,31 @@ def _add_prepare(commands: Any) -> None:
         help="numbers of images that must be there, e.g. training=20210 validation=2000",
     )
 
+    data.add_argument(
+        "--verify", action="store_true", help="hash every file of the prepared data set again"
+    )
+
     checkpoint = _add(kinds, "checkpoint", _prepare_checkpoint, "inspect a pretrained checkpoint")
     checkpoint.add_argument("source", help="path or URL")
     checkpoint.add_argument("--config", type=Path, required=True, help="the model it must fit")
-    checkpoint.add_argument("--out", type=Path, required=True, help="report, as JSON")
+    checkpoint.add_argument("--out", type=output_file, required=True, help="report, as JSON")
     checkpoint.add_argument("--sha256", help="what the file must hash to")
     _add_config_options(checkpoint)
 
     demo = _add(kinds, "demo", _prepare_demo, "generate a small data set and checkpoints")
-    demo.add_argument("--archive", type=Path, required=True, help="zip in the ADE20K layout")
-    demo.add_argument("--checkpoints", type=Path, required=True, help="folder to write to")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--archive", type=output_file, required=True, help="zip in the ADE20K layout")
+    demo.add_argument("--checkpoints", type=output_folder, required=True, help="folder to write to")
+    demo.add_argument("--seed", type=SEED, default=0)
 
 
 def _prepare_data(options: argparse.Namespace) -> None:
-    from cae_seg.data.prepare.prepare import prepare
+    from cae_seg.data.prepare.prepare import prepare, verify_prepared
 
+    if options.verify:
+        print(f"{options.manifest}: {verify_prepared(options.manifest)} files are unchanged")
+        return
+    if not options.source:
+        raise UserError("--source: is missing; give a URL, a zip archive or a folder")
     manifest = prepare(
         options.source,
         options.root,
@@ -172,24 +212,33 @@ def _config_options(options: argparse.Namespace) -> dict[str, Any]:
         return {}
     from mmengine.config import DictAction
 
-    parser = argparse.ArgumentParser()
+    parser = _Parser(prog="cae-seg train")
     parser.add_argument("--pairs", nargs="+", action=DictAction)
-    return parser.parse_args(["--pairs", *options.cfg_options]).pairs
+    try:
+        return parser.parse_args(["--pairs", *options.cfg_options]).pairs
+    except Exception as error:  # mmengine asserts and indexes on unbalanced brackets
+        raise UserError(
+            f"--cfg-options {' '.join(options.cfg_options)}: malformed value"
+        ) from error
 
 
 def _add_device_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--gpus", type=int, help="number of GPUs (default: 1 if there is any)")
-    parser.add_argument("--nodes", type=int, default=1, help="machines, found through SLURM")
+    parser.add_argument(
+        "--gpus", type=whole_number(1, 10_000), help="number of GPUs (default: 1 if there is any)"
+    )
+    parser.add_argument(
+        "--nodes", type=whole_number(1, 10_000), default=1, help="machines, found through SLURM"
+    )
     parser.add_argument(
         "--device",
         choices=["auto", "cuda", "cpu"],
         default="auto",
         help="cpu with --gpus N: N processes on the CPU",
     )
-    parser.add_argument("--workers", type=int, help="loader processes a rank")
+    parser.add_argument("--workers", type=whole_number(0, 1000), help="loader processes a rank")
     parser.add_argument("--data", type=Path, help=f"manifest (default: {DATA})")
     parser.add_argument("--name", help="experiment, as the sheet names it")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=SEED, default=0)
     parser.add_argument("--attempt", type=int, default=1, help="of the workflow, from 1")
     parser.add_argument(
         "--error-file", type=Path, help="keeps a mistake of the user's, which no retry can help"
@@ -199,8 +248,10 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
 def _add_train(commands: Any) -> None:
     parser = _add(commands, "train", _train, "fine-tune one config from one checkpoint")
     parser.add_argument("config", type=Path)
-    parser.add_argument("--work-dir", type=Path, required=True, help="resumable state of the run")
-    parser.add_argument("--out", type=Path, help="record of the finished run (run.json)")
+    parser.add_argument(
+        "--work-dir", type=output_folder, required=True, help="resumable state of the run"
+    )
+    parser.add_argument("--out", type=output_file, help="record of the finished run (run.json)")
     _add_device_options(parser)
     parser.add_argument("--pretrained", type=Path, help="checkpoint of the backbone")
     parser.add_argument("--learning-rate", help="replaces the config's")
@@ -208,17 +259,52 @@ def _add_train(commands: Any) -> None:
         "--precision", choices=["auto", "fp16", "bf16", "fp32", "apex"], default="auto"
     )
     parser.add_argument("--deterministic", action="store_true", help="same numbers on CUDA too")
-    parser.add_argument("--images-per-gpu", type=int, help="images that fit at once (accumulates)")
-    parser.add_argument("--time-budget", type=float, metavar="MIN", help="stop in time, resumable")
+    parser.add_argument(
+        "--images-per-gpu",
+        type=whole_number(1, 10_000),
+        help="images that fit at once (accumulates)",
+    )
+    parser.add_argument(
+        "--time-budget",
+        type=number(0, included=False),
+        metavar="MIN",
+        help="stop in time, resumable",
+    )
+    _add_knobs(parser)
     parser.add_argument("--sheet", type=Path, help="labels for live tracking")
     parser.add_argument(
         "--lock-wait",
-        type=float,
+        type=number(0),
         metavar="SECONDS",
         help="patience with another process that still writes to the work dir: without end,"
         " 30 in a SLURM job",
     )
     _add_config_options(parser)
+
+
+def _add_knobs(parser: argparse.ArgumentParser) -> None:
+    knobs = parser.add_argument_group(
+        "changes of the recipe", "each sets every place of the config that depends on it"
+    )
+    knobs.add_argument(
+        "--iterations",
+        type=whole_number(1, 10**9),
+        metavar="N",
+        help="length of the run; schedules keep their shape",
+    )
+    knobs.add_argument(
+        "--batch-size",
+        type=whole_number(1, 10**6),
+        metavar="N",
+        help="images per iteration over all GPUs",
+    )
+    knobs.add_argument(
+        "--crop-size",
+        type=whole_number(1, 100_000),
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of training crops and sliding test windows",
+    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -244,6 +330,9 @@ def _train(options: argparse.Namespace) -> int:
         images_per_gpu=options.images_per_gpu,
         time_budget=options.time_budget,
         lock_wait=options.lock_wait,
+        iterations=options.iterations,
+        batch_size=options.batch_size,
+        crop_size=options.crop_size and tuple(options.crop_size),
     )
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return launch_train(job)
@@ -260,8 +349,10 @@ def _add_evaluate(commands: Any) -> None:
     _add_device_options(parser)
     parser.add_argument("--eval", choices=["mIoU"], default="mIoU", help="the published spelling")
     parser.add_argument("--aug-test", action="store_true", help="flips and several scales")
-    parser.add_argument("--out", type=Path, help="metrics (.json) or label maps (.pkl)")
-    parser.add_argument("--show-dir", type=Path, help="paint every prediction into this folder")
+    parser.add_argument("--out", type=output_file, help="metrics (.json) or label maps (.pkl)")
+    parser.add_argument(
+        "--show-dir", type=output_folder, help="paint every prediction into this folder"
+    )
     _add_config_options(parser)
 
 
@@ -291,7 +382,9 @@ def _add_predict(commands: Any) -> None:
     parser.add_argument("weights", type=Path, help="weights.pth of a finished run")
     parser.add_argument("inputs", type=Path, help="image or folder of images")
     folder = Path("predictions")
-    parser.add_argument("--out", type=Path, default=folder, help=f"folder (default: {folder})")
+    parser.add_argument(
+        "--out", type=output_folder, default=folder, help=f"folder (default: {folder})"
+    )
     parser.add_argument("--config", type=Path, help="default: the one saved in the weights")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
 
@@ -308,7 +401,7 @@ def _predict(options: argparse.Namespace) -> None:
 def _add_summarise(commands: Any) -> None:
     parser = _add(commands, "summarise", _summarise, "join the seeds of one combination")
     parser.add_argument("metrics", type=Path, nargs="+", help="metrics.json of each seed")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=output_file, required=True)
 
 
 def _summarise(options: argparse.Namespace) -> None:
@@ -321,7 +414,7 @@ def _add_track(commands: Any) -> None:
     parser = _add(commands, "track", _track, "deliver runs to MLflow, each exactly once")
     parser.add_argument("run_dir", type=Path, help="a seed's folder, or a folder of many runs")
     parser.add_argument("--sheet", type=Path, help="where backbone and epochs are written")
-    parser.add_argument("--out", type=Path, help="what was delivered, as JSON")
+    parser.add_argument("--out", type=output_file, help="what was delivered, as JSON")
     parser.add_argument("--follow", action="store_true", help="stream a run while it trains")
 
 
@@ -343,17 +436,31 @@ def _add_table(commands: Any) -> None:
     _add_sheet_option(parser)
     parser.add_argument("--format", choices=["md", "csv", "latex", "json"], default="md")
     parser.add_argument("--partial", action="store_true", help="whatever is finished by now")
-    parser.add_argument("--out", type=Path, help="file (default: the terminal)")
-    parser.add_argument("--csv", type=Path, help="the same, unrounded")
+    parser.add_argument(
+        "--columns",
+        type=lambda text: text.split(","),
+        metavar="A,B,...",
+        help="columns to show, in this order: those of the table or of its CSV",
+    )
+    parser.add_argument("--out", type=output_file, help="file (default: the terminal)")
+    parser.add_argument("--csv", type=output_file, help="the same, unrounded")
     _add_pages_option(parser)
 
 
 def _add_pages_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pages", type=Path, help="folder for the pages that the report shows")
+    parser.add_argument(
+        "--pages", type=output_folder, help="folder for the pages that the report shows"
+    )
 
 
 def _add_sheet_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sheet", type=Path, default=SHEET, help=f"default: {SHEET}")
+    parser.add_argument(
+        "--sheet",
+        type=Path,
+        nargs="+",
+        default=[SHEET],
+        help=f"one or several, joined (default: {SHEET})",
+    )
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -366,6 +473,7 @@ def _table(options: argparse.Namespace) -> None:
         csv=options.csv,
         partial=options.partial,
         format=options.format,
+        columns=options.columns,
         code_fingerprint=code_fingerprint(),
     )
     if options.pages:
@@ -380,8 +488,8 @@ def _table(options: argparse.Namespace) -> None:
 def _add_figures(commands: Any) -> None:
     parser = _add(commands, "figures", _figures, "draw the results of a sheet, test the claim")
     _add_sheet_option(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder")
-    parser.add_argument("--claim", type=Path, help="the published claim, checked (Markdown)")
+    parser.add_argument("--out", type=output_folder, required=True, help="folder")
+    parser.add_argument("--claim", type=output_file, help="the published claim, checked (Markdown)")
     _add_pages_option(parser)
 
 
@@ -400,13 +508,14 @@ def _figures(options: argparse.Namespace) -> None:
 
 def _add_ui(commands: Any) -> None:
     parser = _add(commands, "ui", _ui, "open the MLflow UI on this machine only")
-    parser.add_argument("--port", type=int, default=5000)
+    parser.add_argument("--port", type=whole_number(1, 65535), default=5000)
 
 
 def _ui(options: argparse.Namespace) -> None:
-    from cae_seg.tracking import ui_address, ui_command
+    from cae_seg.tracking import tracking_uri, ui_address, ui_command
 
     command = ui_command(port=options.port)
+    os.environ.setdefault("MLFLOW_BACKEND_STORE_URI", tracking_uri())
     print(f"MLflow UI (Ctrl-C ends it): {ui_address(port=options.port)}", flush=True)
     os.execvp(command[0], command)
 

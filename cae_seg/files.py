@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 from cae_seg.errors import UserError
 
+LARGEST_TEXT = 256 << 20  # bytes; ADE20K's manifest has one million, a long run's record ten
+
 
 @contextlib.contextmanager
 def atomic_writer(path: Path) -> Iterator[BinaryIO]:
@@ -62,18 +64,90 @@ def atomic_write_json(path: Path, value: Any) -> None:
     atomic_write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def check_writable(folder: Path) -> None:
+    """Check that files can be made in `folder`, or that it can be made, without making it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        present = folder.absolute()
+        while not present.exists():
+            present = present.parent
+        is_folder, allowed = present.is_dir(), os.access(present, os.W_OK | os.X_OK)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: {_reason(error)}; choose another folder") from error
+    if not is_folder:
+        raise UserError(f"{present}: is a file where a folder is needed; choose another folder")
+    if not allowed:
+        raise UserError(
+            f"{folder}: cannot be written; choose another folder or fix its permissions"
+        )
+
+
+def check_output_file(path: Path) -> None:
+    """Check that `path` can be written as a regular file, without writing it.
+
+    Raises:
+        UserError: it is a folder, a device or a pipe, or its folder cannot be written.
+    """
+    check_writable(path.parent)
+    try:
+        in_the_way = path.exists() and not path.is_file()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {_reason(error)}; choose another name") from error
+    if in_the_way:
+        kind = "a folder" if path.is_dir() else "no regular file"
+        raise UserError(f"{path}: is {kind}; choose another file name")
+
+
+def read_text(path: Path, *, most: int = LARGEST_TEXT) -> str:
+    """Read a regular text file in UTF-8.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        UserError: it is missing, no regular file, larger, not readable or not UTF-8.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            kind = "is not a regular file" if path.exists() else "no such file"
+            raise UserError(f"{path}: {kind}; check the path")
+        if (size := path.stat().st_size) > most:
+            raise UserError(f"{path}: has {size} bytes, more than {most}; check the path")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); convert it") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({_reason(error)}); check the file") from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is missing or is no JSON.
+        UserError: as of `read_text`, or it is no JSON.
     """
+    text = read_text(path)
     try:
-        return json.loads(Path(path).read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file ({_reason(error)}); restore it") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file whose content is an object.
+
+    Raises:
+        UserError: as of `read_json`, or it is an array, a text or a number.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is no JSON object; restore the file")
+    return value
 
 
 def sha256_file(path: Path) -> str:
@@ -86,3 +160,7 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

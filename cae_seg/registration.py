@@ -7,6 +7,11 @@ alone stays cheap, because the command line must answer `--help` without loading
 import cae_seg.data.sampling
 import cae_seg.data.transforms
 import cae_seg.models.backbones.cae
+import cae_seg.models.backbones.frozen
+import cae_seg.models.backbones.mmseg
+import cae_seg.models.backbones.timm
+import cae_seg.models.heads.linear
+import cae_seg.models.heads.setr
 import cae_seg.models.heads.upernet
 import cae_seg.models.layer_decay
 import cae_seg.models.layers.batch_norm

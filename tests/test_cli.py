@@ -1,9 +1,13 @@
 """The console script as a person meets it."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from cae_seg.cli import main
 
 COMMANDS = ["prepare", "train", "evaluate", "predict", "track", "table", "doctor"]
 
@@ -47,3 +51,108 @@ def test_an_option_without_value_is_named() -> None:
     answer = run("train", "x.py", "--work-dir", "w", "--options", "model.pretrained")
     assert answer.returncode == 2
     assert "model.pretrained: write KEY=VALUE" in answer.stderr
+
+
+WRONG_NUMBERS = [
+    ("train", "--gpus", ["0", "-1", "1.5", "1_0", "x", "", "9" * 30, "٣"]),
+    ("train", "--nodes", ["0", "-1"]),
+    ("train", "--workers", ["-1", "100000"]),
+    ("train", "--seed", ["-1", "4294967296", "1e3"]),
+    ("train", "--images-per-gpu", ["0"]),
+    ("train", "--time-budget", ["0", "-1", "nan", "inf", "x"]),
+    ("train", "--lock-wait", ["-1", "nan"]),
+    ("evaluate", "--gpus", ["0"]),
+    ("ui", "--port", ["0", "65536", "x"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"), [(c, o, v) for c, o, values in WRONG_NUMBERS for v in values]
+)
+def test_numbers_out_of_range_are_one_line(command, option, value, capsys) -> None:
+    assert main([command, f"{option}={value}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cae-seg: error: argument {option}: ")
+
+
+OUTPUTS = [
+    ["predict", "w.pth", "images", "--out"],
+    ["train", "c.py", "--work-dir"],
+    ["train", "c.py", "--work-dir", "w", "--out"],
+    ["evaluate", "c.py", "w.pth", "--out"],
+    ["evaluate", "c.py", "w.pth", "--show-dir"],
+    ["summarise", "m.json", "--out"],
+    ["track", "run", "--out"],
+    ["table", "--out"],
+    ["table", "--csv"],
+    ["table", "--pages"],
+    ["figures", "--out"],
+    ["figures", "--out", "f", "--claim"],
+    ["prepare", "checkpoint", "c.pth", "--config", "c.py", "--out"],
+    ["prepare", "data", "--source", "a.zip", "--manifest"],
+    ["prepare", "demo", "--checkpoints", "c", "--archive"],
+]
+
+
+@pytest.mark.parametrize("arguments", OUTPUTS, ids=" ".join)
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(
+    arguments, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    for target in ("file/below", "x" * 300, ""):
+        assert main([*arguments, target]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"cae-seg: error: argument {arguments[-1]}: ")
+    assert Path("file").read_text() == "mine"
+    assert os.listdir() == ["file"]
+
+
+@pytest.mark.parametrize("target", ["folder", "/dev/null", "pipe"])
+def test_a_result_replaces_regular_files_only(target, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    os.mkfifo("pipe")
+    assert main(["table", "--out", target]) == 2
+    assert f"{target}: is " in capsys.readouterr().err
+
+
+def test_an_unforeseen_error_is_one_line_with_the_path_of_its_traceback(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    def fail(*_, **__):
+        raise ZeroDivisionError("see https://me:s3cret@example.org/x\nsecond line")
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("cae_seg.doctor.report", fail)
+    assert main(["doctor"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    (log,) = tmp_path.rglob("*.log")
+    assert line == (
+        "cae-seg: error: unexpected error: ZeroDivisionError: see https://***@example.org/x; "
+        f"traceback in {log}"
+    )
+    assert "in fail" in log.read_text()
+    assert "s3cret" not in log.read_text()
+    assert log.stat().st_mode & 0o077 == 0
+
+
+def test_an_exit_inside_a_command_is_an_error(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr("cae_seg.doctor.report", lambda: sys.exit(0))
+    assert main(["doctor"]) == 1
+    assert "SystemExit" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_utf_8_is_reported_escaped(tmp_path) -> None:
+    answer = run("prepare", "data", "--source", os.fsdecode(b"w\xff\n.zip"), cwd=tmp_path)
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1
+    assert "w\\udcff\\n.zip: no such archive" in answer.stderr
+
+
+@pytest.mark.parametrize("value", ["a=[1,(", "a=[", "a=(", "a=[1)", "a=]", "=", "a=[[]"])
+def test_malformed_config_options_are_one_line(value, tmp_path, capsys) -> None:
+    code = main(["train", "x.py", "--work-dir", str(tmp_path), "--cfg-options", value])
+    assert code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

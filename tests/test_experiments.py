@@ -116,6 +116,26 @@ def test_a_config_may_be_a_path_of_ones_own(tmp_path):
     assert row.config == str(own)
 
 
+def test_a_config_may_come_from_the_zoo_of_mmsegmentation(tmp_path):
+    name = "mmseg::ddrnet/ddrnet_23_in1k-pre_2xb6-120k_cityscapes-1024x1024.py"
+    row = load_row(tmp_path, replaced("learning_rate", f"config: {name}, gpus: 6, learning_rate"))
+    assert row.config == name
+    with pytest.raises(UserError, match="8 do not divide the 12 images of an iteration; 1 2 3 4 6"):
+        load_row(tmp_path, replaced("learning_rate", f"config: {name}, learning_rate"))
+    with pytest.raises(UserError, match=r"config: .*no such config in mmsegmentation; nearest"):
+        load_row(tmp_path, replaced("learning_rate", f"config: {name}x, learning_rate"))
+
+
+def test_a_row_may_change_its_recipe_by_knobs(tmp_path):
+    knobs = "iterations: 100, batch_size: 4, gpus: 4, crop_size: 96"
+    row = load_row(tmp_path, replaced("learning_rate", f"{knobs}, learning_rate"))
+    assert (row.iterations, row.batch_size, row.crop_size) == (100, 4, (96, 96))
+    assert row.recipe_changes == "iterations 100, batch_size 4, crop_size 96 x 96"
+    row = load_row(tmp_path, replaced("learning_rate", "crop_size: [64, 96], learning_rate"))
+    assert row.recipe_changes == "crop_size 64 x 96"
+    assert load_row(tmp_path, ROW).recipe_changes == ""
+
+
 def test_an_unknown_experiment_is_refused_with_the_nearest_names():
     sheet = load_sheet(ROOT / "config/published.yaml", root=ROOT)
     with pytest.raises(UserError, match="did you mean vit_b_800"):
@@ -152,6 +172,13 @@ MISTAKES = {
     "seed twice": ("learning_rate", "seeds: [1, 1], learning_rate", r"seeds: .*twice"),
     "no seeds": ("learning_rate", "seeds: [], learning_rate", r"seeds: is empty"),
     "gpus": ("learning_rate", "gpus: 3, learning_rate", r"gpus: 3 do not divide the 16 images"),
+    "gpus of a batch": (
+        "learning_rate",
+        "gpus: 8, batch_size: 4, learning_rate",
+        r"gpus: 8 do not divide the 4 images of an iteration; 1 2 4 do",
+    ),
+    "iterations": ("learning_rate", "iterations: 0, learning_rate", r"iterations: 0: .*greater"),
+    "crop": ("learning_rate", "crop_size: [1, 2, 3], learning_rate", r"crop_size: .*at most 2"),
     "nodes": ("learning_rate", "gpus: 2, nodes: 4, learning_rate", r"gpus: 2 do not divide evenly"),
     "device": ("learning_rate", "device: tpu, learning_rate", r"choose from auto, cuda, cpu"),
     "resource": (

@@ -57,7 +57,6 @@ def draw_pictures(source: Path) -> None:
 
 def job_in(folder: Path, config: Path, manifest: Path, iterations: int = 8, **changes) -> TrainJob:
     """Return a training job of a few iterations that keeps everything in `folder`."""
-    options = {"max_iterations": iterations, **changes.pop("cfg_options", {})}
     values = {
         "config": config,
         "work_dir": folder / "work",
@@ -65,6 +64,7 @@ def job_in(folder: Path, config: Path, manifest: Path, iterations: int = 8, **ch
         "data": manifest,
         "device": "cpu",
         "lock_wait": 0.0,
+        "iterations": iterations,
         **changes,
     }
-    return TrainJob(cfg_options=options, **values)
+    return TrainJob(**values)

@@ -4,6 +4,7 @@ Pixels are OpenCV's, and the orientation in the EXIF block is applied, as mmcv's
 does. Annotations carry no orientation: they are read as stored.
 """
 
+import warnings
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,10 @@ from PIL import ExifTags, Image
 
 from cae_seg.errors import UserError
 
-MOST_PIXELS = 100_000_000
+MOST_PIXELS = 89_478_485
+"""Width times height that is decoded; above it, Pillow warns of a decompression bomb."""
+# Pillow's own warning at that size would only precede our error.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 

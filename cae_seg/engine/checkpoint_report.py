@@ -8,6 +8,7 @@ from cae_seg.data.prepare.download import download, is_url, url_name
 from cae_seg.engine.validate import check_checkpoint
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, read_json, sha256_file
+from cae_seg.redaction import redact
 from cae_seg.run.locks import FileLock
 
 CHECKPOINTS = Path("checkpoints")
@@ -49,7 +50,7 @@ def inspect_checkpoint(
     report = _try_on(settings, path)
     result = {
         "schema": 1,
-        "source": source,
+        "source": redact(source),
         "path": str(path),
         "sha256": found,
         **_stamp(path),

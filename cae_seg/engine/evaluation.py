@@ -189,7 +189,7 @@ def evaluate(job: EvaluateJob, ranks: Ranks, request: StopRequest) -> int:
         UserError: a mistake of the user's.
         Stopped: a signal asked to.
     """
-    config = apply_job(load_config(job.config, job.cfg_options), job)
+    config = apply_job(load_config(job.config, job.cfg_options, job.knobs), job)
     model = build_model(config, 0, start=False)
     load_weights(model, job.weights)
     model.to(ranks.device)

@@ -6,12 +6,43 @@ receive theirs as text in an environment variable.
 
 import ast
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cae_seg.errors import UserError
+
 DONE, CRASHED, USER_ERROR, STOPPED = 0, 1, 2, 75
 """Exit statuses; 75 is sysexits' "try again": stopped in good order, nothing is lost."""
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What a run changes in its recipe; None keeps the config's value.
+
+    Args:
+        iterations: length of the training.
+        batch_size: images of one iteration over all GPUs.
+        crop_size: height and width of the training crops and of the windows of a sliding test.
+
+    Raises:
+        UserError: a number is not positive.
+    """
+
+    iterations: int | None = None
+    batch_size: int | None = None
+    crop_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.changes().items():
+            numbers = value if isinstance(value, tuple) else (value,)
+            if any(number < 1 for number in numbers):
+                text = " ".join(str(number) for number in numbers)
+                raise UserError(f"--{name.replace('_', '-')} {text}: must be positive")
+
+    def changes(self) -> dict[str, Any]:
+        """Return the knobs that are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +67,9 @@ class TrainJob:
         images_per_gpu: images that fit at once; more are accumulated.
         time_budget: minutes after which the run has stopped in good order.
         nodes: machines, found through SLURM.
+        iterations: length of the run, replaces the config's with all that depends on it.
+        batch_size: images of an iteration over all GPUs, replaces the config's.
+        crop_size: height and width of crops and test windows, replaces the config's.
         lock_wait: seconds to wait for another writer of `work_dir` to end; unless told, as long as
             it takes, and half a minute in a SLURM job, which would hold its GPUs meanwhile.
     """
@@ -57,7 +91,15 @@ class TrainJob:
     images_per_gpu: int | None = None
     time_budget: float | None = None
     nodes: int = 1
+    iterations: int | None = None
+    batch_size: int | None = None
+    crop_size: tuple[int, int] | None = None
     lock_wait: float | None = None
+
+    @property
+    def knobs(self) -> Knobs:
+        """What the run changes in its recipe."""
+        return Knobs(self.iterations, self.batch_size, self.crop_size)
 
     @property
     def run_file(self) -> Path:
@@ -97,6 +139,11 @@ class EvaluateJob:
     seed: int = 0
     workers: int | None = None
     nodes: int = 1
+
+    @property
+    def knobs(self) -> Knobs:
+        """An evaluation changes nothing in the recipe of its model."""
+        return Knobs()
 
 
 Job = TrainJob | EvaluateJob

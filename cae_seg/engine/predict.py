@@ -15,10 +15,10 @@ from cae_seg.data.images import read_image
 from cae_seg.data.visualize import paint_panel
 from cae_seg.engine.evaluation import normalise
 from cae_seg.engine.runner import build_model, load_config, load_weights
-from cae_seg.engine.validate import check_checkpoint, check_writable
+from cae_seg.engine.validate import check_checkpoint
 from cae_seg.engine.weights_config import config_of_weights
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_writer
+from cae_seg.files import atomic_writer, check_output_file, check_writable
 from cae_seg.launch.launcher import place
 from cae_seg.machine import count_gpus
 from cae_seg.models.pretrained.reading import load_checkpoint_file
@@ -122,6 +122,7 @@ def _check_outputs(images: list[Path], out: Path) -> None:
                 raise UserError(
                     f"{other} and {image}: both would be written to {target}; rename one"
                 )
+            check_output_file(target)
             if target.exists() and not _is_ours(target):
                 raise UserError(
                     f"{target}: exists and was not written by `cae-seg predict`; "

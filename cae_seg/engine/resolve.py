@@ -36,7 +36,7 @@ class Plan:
 
 def make_plan(job: TrainJob, ranks: Ranks) -> Plan:
     """Resolve config, batch, precision and identity; the files are hashed once."""
-    config = apply_job(load_config(job.config, job.cfg_options), job)
+    config = apply_job(load_config(job.config, job.cfg_options, job.knobs), job)
     precision = choose_precision(config.precision, ranks.device.type)
     split = split_batch(config.total_batch_size, ranks.world, job.images_per_gpu)
     inputs = ranks.ask_first(lambda: _inputs(config, job))

@@ -25,12 +25,14 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from cae_seg.engine import config as config_file
 from cae_seg.engine.checkpoint_report import known_sha256
-from cae_seg.engine.job import EvaluateJob, Job
+from cae_seg.engine.job import EvaluateJob, Job, Knobs
 from cae_seg.engine.ranks import Ranks
-from cae_seg.engine.validate import check_checkpoint, check_config, parse_learning_rate
+from cae_seg.engine.validate import check_checkpoint, parse_learning_rate
 from cae_seg.errors import UserError
 from cae_seg.models.pretrained.reading import load_checkpoint_file
+from cae_seg.models.pretrained.values import check_values
 from cae_seg.run.logs import quiet_imports
 
 with quiet_imports():
@@ -129,27 +131,17 @@ def _need_apex() -> None:
         )
 
 
-def load_config(path: Path, options: dict[str, Any]) -> Config:
-    """Read a config file and merge options into it, published spellings included.
+def load_config(
+    path: Path, options: dict[str, Any] | None = None, knobs: Knobs | None = None
+) -> Config:
+    """Read a config that this engine can run, its options checked and merged.
 
     Raises:
-        UserError: missing, not readable, or an option that does not fit.
+        UserError: as `cae_seg.engine.config.load_config`, or it has hooks of mmengine's.
     """
-    check_config(path)
-    try:
-        config = Config.fromfile(path)
-    except Exception as error:  # a config is a program: it may raise anything
-        raise UserError(f"{path}: cannot be read ({_one_line(error)})") from error
-    try:
-        config.merge_from_dict(options)
-    except (KeyError, TypeError, AssertionError, AttributeError) as error:
-        raise UserError(f"{path}: an option does not fit ({_one_line(error)})") from error
+    config = config_file.load_config(path, options, knobs)
     if unused := [key for key in NOT_RUN if config.get(key)]:
         raise UserError(f"{path}: {unused[0]}: hooks of mmengine's are not run here; remove it")
-    if "model" not in config:
-        raise UserError(f"{path}: has no model; name one of the configs in configs_local")
-    _move_pretrained(config)
-    _set_iterations(config, options)
     return config
 
 
@@ -354,6 +346,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     contents = load_checkpoint_file(path)
     state = contents.get("state_dict", contents)
     state = {name.removeprefix("module."): value for name, value in state.items()}
+    check_values(state, model.state_dict(), path)
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -381,13 +374,6 @@ def _set_workers(loader: Config, workers: int) -> None:
         loader.pop("prefetch_factor", None)
 
 
-def _move_pretrained(config: Config) -> None:
-    """Turn the published `model.pretrained=FILE` into what the backbone understands."""
-    pretrained = config.model.pop("pretrained", None)
-    if pretrained is not None:
-        config.model.backbone.init_cfg = _start_from(pretrained)
-
-
 def _start_from(path: Path | str) -> dict[str, str]:
     return {"type": "Pretrained", "checkpoint": str(path)}
 
@@ -395,19 +381,6 @@ def _start_from(path: Path | str) -> dict[str, str]:
 def _weights_file(path: Path) -> Path:
     """Return the checkpoint itself where the report of its inspection is named."""
     return known_sha256(path)[0] if path.suffix == ".json" else path
-
-
-def _set_iterations(config: Config, options: dict[str, Any]) -> None:
-    """Let one option shorten a run: iterations are written in three places of a config."""
-    asked = options.get("max_iterations", options.get("train_cfg.max_iters"))
-    if asked is None or "train_cfg" not in config:
-        return
-    if not isinstance(asked, int) or asked < 1:
-        raise UserError(f"max_iterations={asked}: must be a positive whole number")
-    config.max_iterations = config.train_cfg.max_iters = asked
-    for scheduler in config.param_scheduler:
-        if scheduler.type == "PolyLR":
-            scheduler.end = asked + 1
 
 
 def _unknown_type(config: Config, error: KeyError) -> str:
@@ -425,7 +398,8 @@ def _unknown_type(config: Config, error: KeyError) -> str:
 
 
 def _unbuildable(config: Config, error: Exception) -> str:
-    return f"{config.filename}: the model cannot be built ({_one_line(error)}); mend the config"
+    reason = config_file.one_line(error)
+    return f"{config.filename}: the model cannot be built ({reason}); correct the config"
 
 
 def _plain(value: Any) -> Any:
@@ -438,7 +412,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     return value if isinstance(value, str | int | float | bool | None) else repr(value)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -3,15 +3,16 @@
 No library is needed here, so that a mistyped name costs a moment and not a queue's wait.
 """
 
-import difflib
 import math
-import os
+import re
 from pathlib import Path
 
+from cae_seg.config_files import find_config
+from cae_seg.data.prepare.index import check_unchanged
+from cae_seg.data.prepare.manifest import load_manifest
 from cae_seg.engine.job import EvaluateJob, Job, TrainJob
 from cae_seg.errors import UserError
-
-CONFIGS = Path("configs_local")
+from cae_seg.files import check_output_file, check_writable
 
 
 def check_job(job: Job) -> None:
@@ -20,9 +21,11 @@ def check_job(job: Job) -> None:
     Raises:
         UserError: a file is missing, a number is none, or a folder cannot be written.
     """
-    check_config(job.config)
-    if job.data is not None and not job.data.is_file():
-        raise UserError(f"{job.data}: no such manifest; make it with `cae-seg prepare data`")
+    find_config(job.config)
+    if isinstance(job, TrainJob):
+        _check_conflicts(job)
+    if job.data is not None:
+        check_unchanged(load_manifest(job.data), job.data)
     if job.nodes < 1:
         raise UserError(f"--nodes {job.nodes}: ask for at least 1")
     if job.seed < 0:
@@ -31,22 +34,6 @@ def check_job(job: Job) -> None:
         _check_train(job)
     else:
         _check_evaluate(job)
-
-
-def check_config(path: Path) -> None:
-    """Check that a config file is there.
-
-    Raises:
-        UserError: it is not; the message names the nearest.
-    """
-    if path.is_file():
-        return
-    known = sorted(CONFIGS.rglob("*.py")) or sorted(path.parent.glob("*.py"))
-    known = [found for found in known if "_base_" not in found.parts]
-    names = {found.stem: found for found in known}
-    close = difflib.get_close_matches(path.stem, names, n=3, cutoff=0.5) or list(names)[:3]
-    hint = "; nearest: " + ", ".join(str(names[name]) for name in close) if close else ""
-    raise UserError(f"{path}: no such config{hint}")
 
 
 def parse_learning_rate(text: str) -> float:
@@ -75,19 +62,23 @@ def check_checkpoint(path: Path) -> None:
         raise UserError(f"{path}: {kind}; name the downloaded file")
 
 
-def check_writable(folder: Path) -> None:
-    """Check that files can be made in `folder`, or that it can be made, without making it.
+# Arguments of a job that replace keys of its config: pattern of the keys, field of the job.
+_REPLACED_BY = [
+    (r"optim_wrapper\.optimizer\.lr", "learning_rate"),
+    (r"model\.(pretrained|backbone\.(init_cfg|pretrained)(\..*)?)", "pretrained"),
+    (r"precision", "precision"),
+    (r".*\.data_root", "data"),
+    (r"total_batch_size", "batch_size"),
+]
 
-    Raises:
-        UserError: it cannot.
-    """
-    present = folder.absolute()
-    while not present.exists():
-        present = present.parent
-    if not present.is_dir():
-        raise UserError(f"{present}: is a file where a folder is needed")
-    if not os.access(present, os.W_OK | os.X_OK):
-        raise UserError(f"{folder}: cannot be written; choose another folder or mend its rights")
+
+def _check_conflicts(job: TrainJob) -> None:
+    """Refuse options for keys that another argument of the command replaces."""
+    for key in job.cfg_options:
+        for pattern, field in _REPLACED_BY:
+            if re.fullmatch(pattern, key) and getattr(job, field) not in (None, "auto"):
+                name = field.replace("_", "-")
+                raise UserError(f"{key}: is replaced by --{name}; leave one of the two out")
 
 
 def _check_train(job: TrainJob) -> None:
@@ -98,8 +89,9 @@ def _check_train(job: TrainJob) -> None:
     for name, value in (("images-per-gpu", job.images_per_gpu), ("time-budget", job.time_budget)):
         if value is not None and value <= 0:
             raise UserError(f"--{name} {value}: must be positive")
+    job.knobs  # noqa: B018  (refuses numbers that are not positive)
     check_writable(job.work_dir)
-    check_writable(job.run_file.parent)
+    check_output_file(job.run_file)
 
 
 def _check_evaluate(job: EvaluateJob) -> None:
@@ -107,6 +99,6 @@ def _check_evaluate(job: EvaluateJob) -> None:
     if job.out is not None:
         if job.out.suffix not in (".json", ".pkl"):
             raise UserError(f"--out {job.out}: must end in .json (metrics) or .pkl (label maps)")
-        check_writable(job.out.parent)
+        check_output_file(job.out)
     if job.show_dir is not None:
         check_writable(job.show_dir)

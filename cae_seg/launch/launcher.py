@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from cae_seg.crash import report_traceback
 from cae_seg.engine.job import CRASHED, STOPPED, USER_ERROR, EvaluateJob, Job, TrainJob
 from cae_seg.errors import UserError
 from cae_seg.launch import rank
@@ -288,7 +289,8 @@ def _verdict(
     # The first to end is the cause; the others only lost their peer.
     first = outcomes[0]
     if first["code"] == CRASHED:
-        logger.error("rank %d of %d crashed:\n%s", first["rank"], placement.ranks, first["message"])
+        report = report_traceback(first["message"])
+        logger.error("rank %d of %d crashed: %s", first["rank"], placement.ranks, report)
     return first["code"]
 
 

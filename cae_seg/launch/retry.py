@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_text
+from cae_seg.redaction import redact
 from cae_seg.run.work_dir import Busy
 
 
@@ -33,5 +34,5 @@ def final_errors(file: Path | None, attempt: int) -> Iterator[None]:
         raise  # another process is no mistake
     except UserError as error:
         with contextlib.suppress(OSError, UserError):
-            atomic_write_text(file, f"{error}\n")
+            atomic_write_text(file, f"{redact(str(error))}\n")
         raise

@@ -12,6 +12,7 @@ from cae_seg.errors import UserError
 
 FAST_PATHS: dict[str, str] = {
     "tiled_attention": "attention a few heads at a time; fp32 on the CPU",
+    "fused_block": "norms, products and residual sums of a transformer block in few kernels",
     "matrix_deconvolution": "2×2 transposed convolutions as one matrix product",
     "fused_bottleneck": "3×3 convolutions over upsampled maps at the maps' own resolution",
     "winograd": "3×3 convolutions in the Winograd domain, F(4×4, 3×3); fp32 on the CPU",

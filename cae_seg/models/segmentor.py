@@ -193,7 +193,10 @@ def _with_checkpoint(backbone: Mapping[str, Any], pretrained: str | None) -> dic
     return backbone | {"init_cfg": {"type": "Pretrained", "checkpoint": str(pretrained)}}
 
 
-def _with_switches(head: Mapping[str, Any] | None, switches: Switches) -> dict[str, Any] | None:
+def _with_switches(head: Any, switches: Switches) -> Any:
+    """Hand the switches on to a head of ours, or to each of several."""
+    if isinstance(head, list | tuple):
+        return [_with_switches(each, switches) for each in head]
     if head is None or head["type"] not in _OUR_HEADS:
         return head
     return {"fast_paths": switches, **head}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cae_seg.files import atomic_write_json, atomic_write_text
-from cae_seg.results.collect import collect_runs, open_sheet
+from cae_seg.results.collect import Sheets, collect_runs
 from cae_seg.results.lr_trend import (
     CONFIDENCE,
     INCONCLUSIVE,
@@ -16,7 +16,6 @@ from cae_seg.results.lr_trend import (
     TrendTest,
     check_claim,
 )
-from cae_seg.sheet.sheet import Sheet
 
 METHOD = f"""## Method
 
@@ -30,9 +29,9 @@ which it is false is called supported, or one for which it is true contradicted,
 """
 
 
-def write_claim(sheet: Sheet | Path | str, out: Path) -> list[TrendTest]:
-    """Test the claim on a sheet's results; write `out` as Markdown and the same name as JSON."""
-    tests = check_claim(collect_runs(open_sheet(sheet)))
+def write_claim(sheets: Sheets, out: Path) -> list[TrendTest]:
+    """Test the claim on the results of sheets; write `out` as Markdown and the same name as JSON."""
+    tests = check_claim(collect_runs(sheets))
     atomic_write_text(out, render_claim(tests))
     atomic_write_json(out.with_suffix(".json"), claim_as_dict(tests))
     return tests

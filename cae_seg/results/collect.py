@@ -1,10 +1,9 @@
-"""The files of all runs of a sheet → one frame, and that → one row a combination."""
+"""The files of all runs of experiment sheets → one frame, one row per run."""
 
 import math
 import os
-import statistics
 import time
-from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,44 +14,55 @@ from cae_seg.sheet.sheet import Experiment, Sheet, load_sheet
 from cae_seg.run.paths import Record, RunFolder
 from cae_seg.run.work_dir import WorkDir
 
-COMBINATION = ("backbone", "method", "pretraining_epochs")
 SILENT_SECONDS = 900.0
 SPEED_LINES = 20
 
 
-def open_sheet(sheet: Sheet | Path | str) -> Sheet:
-    """Return `sheet`, read from its file if it is a path."""
-    return load_sheet(sheet) if isinstance(sheet, str | Path) else sheet
+Sheets = Sheet | Path | str | Sequence[Sheet | Path | str]
+"""One experiment sheet or several, read or as their files."""
 
 
-def collect_runs(sheet: Sheet, *, now: float | None = None) -> pd.DataFrame:
-    """Return one row a run (combination and seed), in the sheet's order, finished or not.
+def open_sheets(sheets: Sheets) -> list[Sheet]:
+    """Return one or several sheets, read from their files where they are paths."""
+    several = sheets if isinstance(sheets, Sequence) and not isinstance(sheets, str) else [sheets]
+    return [load_sheet(one) if isinstance(one, str | Path) else one for one in several]
+
+
+def collect_runs(sheets: Sheets, *, now: float | None = None) -> pd.DataFrame:
+    """Return one row per run (combination and seed), in the sheets' order, finished or not.
 
     Args:
-        sheet: what was to be run.
-        now: Unix time to measure silence by; the clock's unless told.
+        sheets: what was to be run. A run that several of them name counts once.
+        now: Unix time to measure silence by; the clock's by default.
 
     Returns:
         `mIoU`, `mAcc`, `aAcc` in percent, NaN without a final evaluation; `state` is one of
-        finished, trained, running, stopped, failed, queued, with particulars in `progress`.
+        finished, trained, running, stopped, failed, queued, with particulars in `progress`;
+        `folder` is where the run's files are.
 
     Raises:
-        UserError: a file of results is no JSON.
+        UserError: a sheet is wrong, or a file of results is no JSON.
     """
     now = time.time() if now is None else now
-    return pd.DataFrame(
-        [_run(sheet, row, seed, now) for row in sheet.experiments for seed in row.seeds]
-    )
+    places = {
+        sheet.run_folder(row.name, seed): (sheet, row, seed)
+        for sheet in reversed(open_sheets(sheets))
+        for row in reversed(sheet.experiments)
+        for seed in reversed(row.seeds)
+    }
+    return pd.DataFrame([_run(*place, now) for place in reversed(places.values())])
 
 
 def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]:
-    run = RunFolder(sheet.results / row.name / f"seed_{seed}")
+    run = RunFolder(sheet.run_folder(row.name, seed))
     facts, metrics = (run.facts() if run.exists else {}), run.metrics()
     state, progress = _state(run, facts, metrics, now)
     if state in ("queued", "failed"):
         state, progress = _state_from_log(sheet, row, seed, state, progress, now)
     scores = metrics or {}
     return {
+        "sheet": str(sheet.path),
+        "folder": run.path,
         "experiment": row.name,
         "backbone": row.backbone,
         "method": row.method,
@@ -61,6 +71,7 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
         "seed": seed,
         "config": row.config,
         "published_miou": _number(row.published_miou),
+        "changes": row.recipe_changes,
         "mIoU": _number(scores.get("mIoU")),
         "mAcc": _number(scores.get("mAcc")),
         "aAcc": _number(scores.get("aAcc")),
@@ -148,6 +159,7 @@ def _state_from_log(
     return "failed", ", ".join(part for part in (progress, f"log {log}") if part)
 
 
+<<<<<<< HEAD
 def combine(runs: pd.DataFrame, *, code_fingerprint: str | None = None) -> pd.DataFrame:
     """Return one row a combination, in the sheet's order, unrounded.
 
@@ -170,7 +182,7 @@ def combine(runs: pd.DataFrame, *, code_fingerprint: str | None = None) -> pd.Da
 
 def _usual(finished: pd.DataFrame) -> dict[str, Any]:
     """Return what most finished runs have in common."""
-    columns = ("data", "iterations", "precision", "batch", "aug_test", "images")
+    columns = ("data", "iterations", "precision", "batch", "aug_test", "images", "changes")
     counts = {column: Counter(finished[column].dropna()) for column in columns}
     usual = {column: count.most_common(1)[0][0] for column, count in counts.items() if count}
     codes = Counter(code for codes in finished["code"] for code in codes)
@@ -239,7 +251,9 @@ def _notes(done: pd.DataFrame, usual: dict[str, Any], code: str | None) -> tuple
             write(value) for value in done[column].dropna() if value != usual.get(column)
         )
     ]
-    comparable = not notes
+    changes = set(done["changes"])
+    comparable = not notes and changes <= {usual.get("changes")}
+    notes += [f"not the recipe: {text}" for text in sorted(changes - {""})]
     notes += [f"{p}" for p in done["precision"].dropna().unique() if p != usual.get("precision")]
     codes = {value for values in done["code"] for value in values}
     if code is not None and codes - {code}:
@@ -260,3 +274,5 @@ def _best(frame: pd.DataFrame) -> pd.Series:
         if group["learning_rate"].astype(float).nunique() > 1:
             best[group["mIoU"].idxmax()] = True
     return best
+=======
+>>>>>>> main

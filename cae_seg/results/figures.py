@@ -16,9 +16,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cae_seg.sheet.sheet import Sheet
 from cae_seg.files import atomic_writer, read_json
-from cae_seg.results.collect import collect_runs, combine, open_sheet
+from cae_seg.results.aggregate import aggregate
+from cae_seg.results.collect import Sheets, collect_runs
 from cae_seg.run.paths import RunFolder
 
 MARKERS = "osD^vP<>"
@@ -39,28 +39,27 @@ ROWS = 50
 MOST_PANELS = 4
 
 
-def write_figures(sheet: Sheet | Path | str, out_dir: Path) -> list[Path]:
+def write_figures(sheets: Sheets, out_dir: Path) -> list[Path]:
     """Draw `miou_by_learning_rate`, `miou_by_iteration` and `per_class` of a sheet's results.
 
     And `predictions`, where the best run has kept panels of its predictions.
 
     Args:
-        sheet: the sheet or its file; runs that are not finished are left out.
+        sheets: one sheet or several; runs that are not finished are left out.
         out_dir: where `<name>.svg` and `<name>.png` go.
 
     Returns:
         The files written.
     """
-    sheet = open_sheet(sheet)
-    runs = collect_runs(sheet)
-    frame = combine(runs)
+    runs = collect_runs(sheets)
+    frame = aggregate(runs)
     with mpl.rc_context(STYLE):
         figures = {
             "miou_by_learning_rate": draw_learning_rates(frame, runs),
-            "miou_by_iteration": draw_iterations(sheet, runs),
-            "per_class": _draw_two_best(sheet, frame, runs),
+            "miou_by_iteration": draw_iterations(runs),
+            "per_class": _draw_two_best(frame, runs),
         }
-        panels = _panels_of_best(sheet, frame)
+        panels = _panels_of_best(frame)
         if panels:
             figures["predictions"] = draw_panels(panels)
     paths = [Path(out_dir) / f"{name}.{end}" for name in figures for end in ("svg", "png")]
@@ -137,14 +136,14 @@ def _pretrainings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"{backbone}, {method + ' ' if several else ''}{epochs} epochs", group
 
 
-def draw_iterations(sheet: Sheet, runs: pd.DataFrame) -> Figure:
+def draw_iterations(runs: pd.DataFrame) -> Figure:
     """Draw mIoU at every evaluation during training, one line a run."""
     axes, figure = _axes(7.0, 4.5)
     by_run = len(runs) <= MOST_ENTRIES
     for number, (label, group) in enumerate(_pretrainings(runs)):
         rates = list(dict.fromkeys(group["learning_rate"]))
         for run in group.itertuples():
-            points = _evaluations(RunFolder(sheet.run_folder(run.experiment, run.seed)))
+            points = _evaluations(RunFolder(run.folder))
             if points:
                 look = {
                     "color": COLOURS[number % len(COLOURS)],
@@ -184,7 +183,7 @@ def _legend_or_note(axes: Axes, figure: Figure) -> None:
         axes.text(0.5, 0.5, "no finished run yet", ha="center", transform=axes.transAxes)
 
 
-def _draw_two_best(sheet: Sheet, frame: pd.DataFrame, runs: pd.DataFrame) -> Figure:
+def _draw_two_best(frame: pd.DataFrame, runs: pd.DataFrame) -> Figure:
     """Compare the best combination with the best of another pretraining, or else the second."""
     ranked = frame[frame["n"] > 0].sort_values("mIoU", ascending=False, kind="stable")
     if ranked.empty:
@@ -199,20 +198,17 @@ def _draw_two_best(sheet: Sheet, frame: pd.DataFrame, runs: pd.DataFrame) -> Fig
     scores, names = [], []
     for row in chosen:
         done = runs[(runs["experiment"] == row["experiment"]) & (runs["state"] == "finished")]
-        seed = done.iloc[0]["seed"]
-        path = sheet.run_folder(row["experiment"], seed) / "metrics.json"
-        scores.append(read_json(path)["per_class"])
-        names.append(f"{row['experiment']}, seed {seed}")
+        scores.append(read_json(done.iloc[0]["folder"] / "metrics.json")["per_class"])
+        names.append(f"{row['experiment']}, seed {done.iloc[0]['seed']}")
     return draw_classes(*scores, names=names)
 
 
-def _panels_of_best(sheet: Sheet, frame: pd.DataFrame) -> list[Path]:
+def _panels_of_best(frame: pd.DataFrame) -> list[Path]:
     """Return the panels that the best run painted last."""
     done = frame[frame["n"] > 0]
     if done.empty:
         return []
-    best = done.loc[done["mIoU"].idxmax()]
-    work = RunFolder(sheet.run_folder(best["experiment"], int(best["seeds"].split()[0]))).work
+    work = RunFolder(Path(done.loc[done["mIoU"].idxmax()]["folder"])).work
     panels = list((work / "panels").rglob("*.png"))
     last = max((_number_in(path.parent.name) for path in panels), default=0)
     return sorted(path for path in panels if _number_in(path.parent.name) == last)[:MOST_PANELS]

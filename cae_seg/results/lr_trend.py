@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cae_seg.results.collect import combine
+from cae_seg.results.aggregate import aggregate
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 CONFIDENCE = 0.95
@@ -115,9 +115,9 @@ def check_claim(runs: pd.DataFrame) -> list[TrendTest]:
         runs: what `collect.collect_runs` returns. Rows that cannot be compared with the others
             (other data, other iterations) and unfinished runs are left out.
     """
-    frame = combine(runs)
-    usable = set(frame.loc[frame["comparable"], "experiment"])
-    done = runs[(runs["state"] == "finished") & runs["experiment"].isin(usable)]
+    frame = aggregate(runs)
+    usable = frame.loc[frame["comparable"], ["sheet", "experiment"]]
+    done = runs[runs["state"] == "finished"].merge(usable, on=["sheet", "experiment"])
     tests = []
     for backbone, method in dict.fromkeys(zip(runs["backbone"], runs["method"], strict=True)):
         chosen = done[(done["backbone"] == backbone) & (done["method"] == method)]

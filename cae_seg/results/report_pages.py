@@ -8,9 +8,9 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from cae_seg.sheet.sheet import Experiment, Sheet
+from cae_seg.sheet.sheet import Experiment
 from cae_seg.files import atomic_write_text
-from cae_seg.results.collect import open_sheet
+from cae_seg.results.collect import Sheets, open_sheets
 from cae_seg.run.paths import RunFolder
 
 PAGE = """<!DOCTYPE html>
@@ -43,16 +43,16 @@ def write_page(title: str, markdown: str, out: Path) -> None:
     atomic_write_text(out, PAGE.format(title=html.escape(title), body=body))
 
 
-def write_run_pages(sheet: Sheet | Path | str, folder: Path) -> None:
+def write_run_pages(sheets: Sheets, folder: Path) -> None:
     """Write a page for every finished run: its scores, what it was made from, its config.
 
     Args:
-        sheet: the sheet or its file.
+        sheets: one sheet or several.
         folder: where `<experiment>_seed<seed>.html` goes.
     """
-    sheet = open_sheet(sheet)
     folder.mkdir(parents=True, exist_ok=True)
-    for row in sheet.experiments:
+    rows = [(sheet, row) for sheet in open_sheets(sheets) for row in sheet.experiments]
+    for sheet, row in rows:
         for seed in row.seeds:
             run = RunFolder(sheet.run_folder(row.name, seed))
             if run.metrics() is not None:

@@ -1,19 +1,20 @@
 """The results table: Markdown to read, CSV to compute with, LaTeX for a paper, JSON for scripts."""
 
 import json
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from cae_seg.errors import UserError
-from cae_seg.sheet.sheet import Sheet
 from cae_seg.files import atomic_write_text
-from cae_seg.results.collect import collect_runs, combine, open_sheet
+from cae_seg.results.aggregate import aggregate
+from cae_seg.results.collect import Sheets, collect_runs
+from cae_seg.results.columns import Cells, make_cells
+from cae_seg.results.latex import config_list, render_latex
+from cae_seg.run.provenance import web_address
 
 FORMATS = ("md", "csv", "latex", "json")
 PUBLISHED_NAMES = {
@@ -22,7 +23,6 @@ PUBLISHED_NAMES = {
     "mIoU": "mIoU",
     "config": "Config",
 }
-NOTHING = "–"
 LEGEND = (
     "mIoU: mean ± sample standard deviation over n seeds, percent. "
     "Bold: the best learning rate of its backbone and pretraining length."
@@ -30,56 +30,64 @@ LEGEND = (
 
 
 def write_table(
-    sheet: Sheet | Path | str,
+    sheets: Sheets,
     out: Path | None = None,
     csv: Path | None = None,
     *,
     partial: bool = False,
     format: str = "md",
+    columns: Sequence[str] | None = None,
     code_fingerprint: str | None = None,
 ) -> str:
-    """Gather the results of a sheet; write them, and return them as text.
+    """Gather the results of sheets; write them, and return them as text.
 
     Args:
-        sheet: the sheet or its file.
+        sheets: one sheet or several, joined in one table.
         out: where to write the table.
-        csv: where to write it unrounded, one row a combination.
+        csv: where to write it unrounded, one row per combination.
         partial: show unfinished rows by their state instead of refusing.
         format: "md", "csv", "latex" or "json".
-        code_fingerprint: of the code as it is now; rows made with other code say so.
+        columns: which columns to show, in this order; see `columns.make_cells`.
+        code_fingerprint: of the code as it is now; rows made with other code are marked.
 
     Raises:
-        UserError: a run has no metrics yet and `partial` is not set, or the format is unknown.
+        UserError: a run has no metrics yet and `partial` is not set, or a format or column is
+            unknown.
     """
-    sheet = open_sheet(sheet)
-    runs = collect_runs(sheet)
+    runs = collect_runs(sheets)
     missing = runs[runs["state"] != "finished"]
     if len(missing) and not partial:
-        first = missing.iloc[0]
         raise UserError(
-            f"{sheet.results}/{first.experiment}/seed_{first.seed}/metrics.json: is missing "
+            f"{missing.iloc[0].folder}/metrics.json: is missing "
             f"({len(missing)} of {len(runs)} runs are not finished); run the workflow, "
             "or add --partial for what is there"
         )
-    frame = combine(runs, code_fingerprint=code_fingerprint)
-    text = render(frame, format, partial=partial, folder=out.parent if out else Path())
+    frame = aggregate(runs, code_fingerprint=code_fingerprint)
+    folder = out.parent if out else Path()
+    text = render(frame, format, partial=partial, columns=columns, folder=folder)
     if out is not None:
         atomic_write_text(out, text)
     if csv is not None:
-        atomic_write_text(csv, render(frame, "csv", partial=partial))
+        atomic_write_text(csv, render(frame, "csv"))
     return text
 
 
 def render(
-    frame: pd.DataFrame, format: str = "md", *, partial: bool = False, folder: Path = Path()
+    frame: pd.DataFrame,
+    format: str = "md",
+    *,
+    partial: bool = False,
+    columns: Sequence[str] | None = None,
+    folder: Path = Path(),
 ) -> str:
     """Return the combinations as text.
 
     Args:
-        frame: what `collect.combine` returns.
+        frame: what `aggregate.aggregate` returns.
         format: "md", "csv", "latex" or "json".
         partial: add how far each row is.
-        folder: where the text will lie, for its links.
+        columns: which columns to show, in this order (Markdown and LaTeX).
+        folder: where the text will be kept, for its links.
     """
     if format not in FORMATS:
         raise UserError(f"--format {format}: unknown; one of {', '.join(FORMATS)}")
@@ -87,56 +95,38 @@ def render(
         return _unrounded(frame).to_csv(index=False)
     if format == "json":
         return _json(frame)
+    cells = make_cells(frame, partial=partial, chosen=columns)
+    below = [LEGEND, *_folded(cells)]
     if format == "latex":
-        return _latex(_cells(frame, partial, _latex_config, _latex_bold), footer(frame))
-
-    def link(config: str) -> str:
-        return f"[{Path(config).stem}]({os.path.relpath(config, folder)})"
-
-    return _markdown(_cells(frame, partial, link, lambda text: f"**{text}**"), footer(frame))
+        configs = f"Config: {config_list(cells.configs)}."
+        return render_latex(cells, list(frame["best"]), [*below, configs, footer(frame)])
+    configs = _config_links(frame, cells.configs, folder)
+    return _markdown(cells, list(frame["best"]), [*below, f"Config: {configs}.", footer(frame)])
 
 
-def _cells(
-    frame: pd.DataFrame,
-    partial: bool,
-    link: Callable[[str], str],
-    bold: Callable[[str], str],
-) -> pd.DataFrame:
-    """Return the table as a person reads it: every cell a text, the published columns first."""
-    rows = [_cells_of(row, link, bold) for row in frame.itertuples()]
-    cells = pd.DataFrame(rows)
-    if frame["method"].nunique() > 1:
-        cells.insert(2, "Pretraining", list(frame["method"]))
-    if partial:
-        cells["State"] = list(frame["state"])
-    return cells
+def _folded(cells: Cells) -> list[str]:
+    """Return a line for what all rows have in common."""
+    parts = []
+    if cells.same:
+        same = "; ".join(f"{name} {text}" for name, text in cells.same.items())
+        parts.append(f"Same in all rows: {same}.")
+    if cells.empty:
+        parts.append(f"No row has: {', '.join(cells.empty)}.")
+    return [" ".join(parts)] if parts else []
 
 
-def _cells_of(row: Any, link: Callable[[str], str], bold: Callable[[str], str]) -> dict[str, str]:
-    spread = f"{row.mIoU_min:.2f} to {row.mIoU_max:.2f}" if row.n > 1 else NOTHING
-    return {
-        "Backbone": row.backbone,
-        "#Pretrained Epoch": str(row.pretraining_epochs),
-        "mIoU": _score(row),
-        "Config": link(row.config),
-        "Learning rate": bold(row.learning_rate) if row.best else row.learning_rate,
-        "Seeds": row.seeds or NOTHING,
-        "Spread": spread,
-        "Published mIoU": _decimal(row.published_miou, ".1f"),
-        "Difference": _decimal(row.difference, "+.2f"),
-        "GPU-hours": _decimal(row.gpu_hours, ".3g" if row.gpu_hours < 10 else ".0f"),
-        "Notes": row.notes,
-    }
+def _config_links(frame: pd.DataFrame, configs: Sequence[str], folder: Path) -> str:
+    """Return numbered links: to the web where the repository has an address, else to `results/`.
 
-
-def _score(row: Any) -> str:
-    if row.n > 1:
-        return f"{row.mIoU:.2f} ± {row.mIoU_std:.2f} (n={row.n})"
-    return _decimal(row.mIoU, ".2f")
-
-
-def _decimal(value: float, spec: str) -> str:
-    return NOTHING if math.isnan(value) else format(value, spec)
+    Both stay valid when `results/` is copied; the web address wherever the table is copied to.
+    """
+    links = []
+    for number, config in enumerate(configs, 1):
+        row = frame[frame["config"] == config].iloc[0]
+        commit = row.commits.split()[-1] if row.commits and not row.dirty else None
+        resolved = os.path.relpath(Path(row.folder) / "config.py", folder)
+        links.append(f"[{number}] [{Path(config).stem}]({web_address(config, commit) or resolved})")
+    return "; ".join(links)
 
 
 def footer(frame: pd.DataFrame) -> str:
@@ -147,7 +137,7 @@ def footer(frame: pd.DataFrame) -> str:
     commits = ", ".join(word[:10] for word in words["commits"]) or "unknown"
     return (
         f"Data {data}; code {commits}; {', '.join(words['iterations']) or 'no'} iterations; "
-        f"{', '.join(devices) or 'no device'}; {date.today().isoformat()}. {LEGEND}"
+        f"{', '.join(devices) or 'no device'}; {date.today().isoformat()}."
     )
 
 
@@ -155,56 +145,28 @@ def _words(column: pd.Series) -> list[str]:
     return list(dict.fromkeys(word for text in column for word in text.split()))
 
 
-def _markdown(cells: pd.DataFrame, note: str) -> str:
-    rows = [list(cells.columns), *cells.to_numpy().tolist()]
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+def _markdown(cells: Cells, bold: Sequence[bool], notes: Sequence[str]) -> str:
+    rate = cells.columns.index("Learning rate") if "Learning rate" in cells.columns else -1
+    rows = [
+        [
+            f"**{text}**" if strong and number == rate else text.replace("|", "\\|")
+            for number, text in enumerate(row)
+        ]
+        for row, strong in zip(cells.rows, bold, strict=True)
+    ]
+    rows = [cells.columns, *rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(cells.columns))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join([*lines, "", note, ""])
-
-
-def _latex(cells: pd.DataFrame, note: str) -> str:
-    rows = [" & ".join(_latex_text(cell) for cell in row) for row in cells.to_numpy().tolist()]
-    head = " & ".join(_latex_text(column) for column in cells.columns)
-    return "\n".join(
-        [
-            f"% {note}",
-            rf"\begin{{tabular}}{{{'l' * len(cells.columns)}}}",
-            r"\toprule",
-            rf"{head} \\",
-            r"\midrule",
-            *(rf"{row} \\" for row in rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
-
-
-def _latex_text(text: str) -> str:
-    if text.startswith("\\text"):
-        return text
-    for plain, escaped in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("#", r"\#"), ("%", r"\%"),
-                           ("&", r"\&"), ("±", r"$\pm$"), (NOTHING, "--")):  # fmt: skip
-        text = text.replace(plain, escaped)
-    return text
-
-
-def _latex_bold(text: str) -> str:
-    return rf"\textbf{{{text}}}"
-
-
-def _latex_config(config: str) -> str:
-    return rf"\texttt{{{_latex_text(Path(config).stem)}}}"
+    return "\n".join([*lines, "", "\n\n".join(notes), ""])
 
 
 def _unrounded(frame: pd.DataFrame) -> pd.DataFrame:
     """Return the frame with the columns of the published table first, by their names."""
-    renamed = frame.rename(columns=PUBLISHED_NAMES)
+    renamed = frame.drop(columns=["folder", "dirty"]).rename(columns=PUBLISHED_NAMES)
     names = list(PUBLISHED_NAMES.values())
     return renamed[[*names, *(name for name in renamed.columns if name not in names)]]
 
@@ -214,4 +176,5 @@ def _json(frame: pd.DataFrame) -> str:
         {key: None if value != value else value for key, value in row.items()}
         for row in frame.to_dict(orient="records")
     ]
-    return json.dumps({"schema": 1, "rows": rows, "footer": footer(frame)}, indent=1) + "\n"
+    note = f"{footer(frame)} {LEGEND}"
+    return json.dumps({"schema": 1, "rows": rows, "footer": note}, indent=1) + "\n"

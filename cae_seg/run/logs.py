@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from cae_seg.redaction import redact
+
 logger = logging.getLogger(__name__)
 
 OURS = "cae_seg"
@@ -47,6 +49,13 @@ class Voice:
     def fileno(self) -> int:
         """Return the descriptor, which tqdm asks for the width of."""
         return self._stream.fileno()
+
+
+class _RedactingFormatter(logging.Formatter):
+    """Hide the credentials in URLs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 class _Printed(io.TextIOBase):
@@ -94,7 +103,7 @@ class LogFile:
     def open(self, path: Path) -> None:
         """Write what was kept, and everything from now on, to the end of `path`."""
         target = _PatientFileHandler(path, delay=True)
-        target.setFormatter(logging.Formatter(_FORMAT))
+        target.setFormatter(_RedactingFormatter(_FORMAT))
         self.handler.setTarget(target)
         self.handler.capacity = 1
         self.handler.flush()
@@ -119,6 +128,7 @@ def separate_logs(*, speak: bool) -> Iterator[LogFile]:
     root, ours = logging.getLogger(), logging.getLogger(OURS)
     before = root.handlers[:], root.level, ours.level
     voice = logging.StreamHandler(Voice(speak))
+    voice.setFormatter(_RedactingFormatter())
     root.handlers[:] = [log.handler]
     root.setLevel(logging.INFO)
     ours.setLevel(logging.INFO)

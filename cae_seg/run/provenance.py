@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -76,6 +77,23 @@ def device_facts(kind: str, count: int) -> dict[str, Any]:
 
         return {"type": kind, "name": torch.cuda.get_device_name(), "count": count}
     return {"type": kind, "name": _processor(), "count": count}
+
+
+def web_address(path: str, commit: str | None) -> str | None:
+    """Return where a file of this repository is on the web, None if it is not published there.
+
+    Args:
+        path: relative to the repository.
+        commit: the version of it.
+    """
+    found = re.search(
+        r"([\w.-]+\.\w+)(?::\d+)?[:/]([\w./~-]+?)(?:\.git)?/?$", _git("remote", "get-url", "origin")
+    )
+    if not (found and commit and _git("branch", "--remotes", "--contains", commit)):
+        return None
+    if not _git("ls-tree", "--name-only", commit, "--", path):
+        return None
+    return f"https://{found[1]}/{found[2]}/blob/{commit}/{path}"
 
 
 def _deciding_files() -> Iterable[tuple[str, Path]]:

@@ -32,6 +32,7 @@ from pydantic import (
 )
 from pydantic_core.core_schema import CoreSchema, no_info_before_validator_function
 
+from cae_seg.config_files import ZOO_PREFIX, find_config, named_batch_size
 from cae_seg.errors import UserError
 
 ADE20K = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
@@ -148,6 +149,19 @@ OptionKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*$")]
 Backbone = Literal["ViT-B", "ViT-L", "ViT-tiny"]
 Epochs = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0)]
+Pixels = Annotated[int, Field(gt=0)]
+CropSize = Annotated[
+    tuple[Pixels, Pixels],
+    BeforeValidator(lambda value: (value, value) if isinstance(value, int) else value),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "exclusiveMinimum": 0},
+                {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+            ]
+        }
+    ),
+]
 Option = Annotated[
     str,
     BeforeValidator(_option_text),
@@ -218,6 +232,22 @@ class Settings(_Strict):
     options: dict[OptionKey, Option] = Field(
         default={}, description="settings of the config that this run replaces, key: value"
     )
+    iterations: int | None = Field(
+        default=None,
+        gt=0,
+        description="length of the training, with schedules and warm-up in proportion; the "
+        "config's unless set",
+    )
+    batch_size: int | None = Field(
+        default=None,
+        gt=0,
+        description="images of one iteration over all GPUs; the config's unless set",
+    )
+    crop_size: CropSize | None = Field(
+        default=None,
+        description="height and width of training crops and test windows, or one number for both, "
+        "pixels; the config's unless set",
+    )
     gpus: int = Field(
         default=8,
         ge=0,
@@ -272,6 +302,18 @@ class Experiment(Settings):
     def stem(self) -> str:
         """Name of the config file without folder and suffix."""
         return Path(self.config or RECIPES[self.backbone]).stem
+
+    @property
+    def recipe_changes(self) -> str:
+        """What the row changes in its recipe besides the learning rate, as text."""
+        knobs = ("iterations", "batch_size", "crop_size")
+        values = {key: getattr(self, key) for key in knobs} | self.options
+        texts = {
+            key: " x ".join(str(part) for part in value) if isinstance(value, tuple) else value
+            for key, value in values.items()
+            if value is not None
+        }
+        return ", ".join(f"{key} {value}" for key, value in texts.items())
 
     @property
     def checkpoint_is_url(self) -> bool:
@@ -503,11 +545,20 @@ class _Configs:
         wanted = row.config or RECIPES[row.backbone]
         if wanted in self._paths:
             return self._paths[wanted]
+        if wanted.startswith(ZOO_PREFIX):
+            return self._find_in_zoo(wanted, row)
         if wanted.endswith(".py") and (self._root / wanted).is_file():
             return wanted
         raise _RowError(
             row.name, f"config: {wanted!r} is no config; {_nearest(wanted, self._paths)}"
         )
+
+    def _find_in_zoo(self, wanted: str, row: Experiment) -> str:
+        try:
+            find_config(wanted)
+        except UserError as error:
+            raise _RowError(row.name, f"config: {error}") from error
+        return wanted
 
 
 def _resolved(rows: Iterable[Experiment], configs: _Configs) -> Iterator[Experiment]:
@@ -537,9 +588,12 @@ def _check_backbone(row: Experiment, stem: str) -> None:
 def _check_nodes(row: Experiment) -> None:
     if row.gpus and row.gpus % row.nodes:
         raise _RowError(row.name, f"gpus: {row.gpus} do not divide evenly over {row.nodes} nodes")
-    if row.gpus and 16 % row.gpus:
+    images = row.batch_size or named_batch_size(row.stem) or 16
+    if row.gpus and images % row.gpus:
+        fit = " ".join(str(gpus) for gpus in range(1, images + 1) if images % gpus == 0)
         raise _RowError(
-            row.name, f"gpus: {row.gpus} do not divide the 16 images of an iteration; 1 2 4 8 16 do"
+            row.name,
+            f"gpus: {row.gpus} do not divide the {images} images of an iteration; {fit} do",
         )
 
 

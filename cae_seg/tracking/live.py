@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cae_seg.errors import UserError
+from cae_seg.redaction import redact_uri
 from cae_seg.run.paths import open_run
 from cae_seg.tracking.describe import labels_of
-from cae_seg.tracking.store import StoreUnavailable, is_server, public_uri, tracking_uri
+from cae_seg.tracking.store import StoreUnavailable, is_server, tracking_uri
 from cae_seg.tracking.sync import Delivery, insist
 
 LONGEST_PAUSE = 300.0
@@ -134,7 +135,7 @@ class _Stream:
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
-            uri = public_uri(self._uri)
+            uri = redact_uri(self._uri)
             logger.warning("%s is away (%s); training goes on, I keep trying", uri, error)
         self._warned = True
 

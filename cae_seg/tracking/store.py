@@ -4,10 +4,8 @@ import contextlib
 import json
 import logging
 import os
-import re
 import sqlite3
 import sys
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_text
+from cae_seg.redaction import redact, redact_uri
 
 EXPERIMENT = "cae-seg"
 VIEW = "cae-seg"
@@ -58,15 +57,6 @@ def tracking_uri() -> str:
 def is_server(uri: str) -> bool:
     """Say whether `uri` names a tracking server, which can take a live stream."""
     return uri.startswith(("http://", "https://"))
-
-
-def public_uri(uri: str) -> str:
-    """Return `uri` without the password it may carry."""
-    parts = urllib.parse.urlsplit(uri)
-    if parts.password is None:
-        return uri
-    host = parts.hostname + (f":{parts.port}" if parts.port else "")
-    return parts._replace(netloc=f"{parts.username}:***@{host}").geturl()
 
 
 def sqlite_path(uri: str) -> Path | None:
@@ -238,22 +228,24 @@ def _gist(error: Exception) -> str:
     """Return the line of a message that says most, without passwords."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = next((line for line in lines if "Error" in line), lines[0])[:300]
-    return re.sub(r"(://[^/:@\s]*):[^/@\s]*@", r"\1:***@", line)
+    return redact(line)
 
 
 def ui_command(uri: str | None = None, *, port: int = 5000) -> list[str]:
     """Return the command that serves the MLflow UI of the embedded store, on loopback only.
+
+    For any other database the command reads its address from `MLFLOW_BACKEND_STORE_URI`.
 
     Raises:
         UserError: `MLFLOW_TRACKING_URI` names a server, which has a UI of its own.
     """
     uri = uri or tracking_uri()
     if is_server(uri):
-        raise UserError(f"MLFLOW_TRACKING_URI: the UI of this server is at {public_uri(uri)}")
+        raise UserError(f"MLFLOW_TRACKING_URI: the UI of this server is at {redact_uri(uri)}")
     try:
         ensure_store(uri)
     except StoreUnavailable as error:
-        raise UserError(f"{public_uri(uri)}: {error}; free or move the file") from error
+        raise UserError(f"{redact_uri(uri)}: {error}; free or move the file") from error
     path = sqlite_path(uri)
     root = (
         ["--default-artifact-root", str(path.with_name("mlartifacts").absolute())] if path else []
@@ -261,17 +253,9 @@ def ui_command(uri: str | None = None, *, port: int = 5000) -> list[str]:
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # `env` and not our own environment, because the command outlives this process.
     quiet = ["env", "MLFLOW_DISABLE_TELEMETRY=true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"]
-    return [
-        *quiet,
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--backend-store-uri",
-        uri,
-        *root,
-        *options,
-    ]
+    # A database's address may contain a password, which the list of processes would show.
+    store = ["--backend-store-uri", uri] if path else []
+    return [*quiet, sys.executable, "-m", "mlflow", "server", *store, *root, *options]
 
 
 def ui_address(uri: str | None = None, *, port: int = 5000) -> str:

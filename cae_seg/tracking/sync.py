@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, read_json
+from cae_seg.redaction import redact_uri
 from cae_seg.run.paths import Record, RunFolder, find_runs, open_run
 from cae_seg.tracking import artifacts
 from cae_seg.tracking.describe import (
@@ -41,7 +42,6 @@ from cae_seg.tracking.store import (
     find_experiment,
     is_server,
     make_client,
-    public_uri,
     reaching_mlflow,
     tracking_uri,
 )
@@ -115,7 +115,7 @@ def _track_one(
         "seed": facts["seed"],
         "identity": facts["identity"],
         "labels": labels,
-        "uri": public_uri(uri),
+        "uri": redact_uri(uri),
     }
     try:
         delivery = Delivery(run, uri, labels, sheet)
@@ -125,7 +125,7 @@ def _track_one(
         logger.warning(
             "%s: NOT DELIVERED to %s (%s); nothing is lost: run `cae-seg track %s` later",
             run.path,
-            public_uri(uri),
+            redact_uri(uri),
             error,
             run.path,
         )

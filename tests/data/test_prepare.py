@@ -4,6 +4,7 @@ import shutil
 import stat
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from ade_tree import FOLDER, STEMS, make_tree, save_label, zip_tree
@@ -12,8 +13,13 @@ from PIL import Image
 import cae_seg.data.prepare.extract
 import cae_seg.data.prepare.prepare
 import cae_seg.data.prepare.verify
+from cae_seg.cli import main
+from cae_seg.data.images import read_image
+from cae_seg.data.prepare.index import check_unchanged, index_path
 from cae_seg.data.prepare.manifest import Manifest, load_manifest, save_manifest
 from cae_seg.data.prepare.prepare import prepare
+from cae_seg.engine.job import TrainJob
+from cae_seg.engine.validate import check_job
 from cae_seg.errors import UserError
 
 EXPECTED = {"training": 3, "validation": 2}
@@ -373,3 +379,100 @@ class TestLoadManifest:
         made = Manifest(tmp_path, "0" * 64, ("building, edifice",) * 150, counts, files, "url")
         save_manifest(made, tmp_path / "m.json")
         assert (tmp_path / "m.json").stat().st_size < 1_000_000
+
+
+class TestChangesAfterPreparation:
+    """Nothing is trained or evaluated on files that are not those of the manifest."""
+
+    def edit(self, root, *, keep_time=False, kind="annotations", suffix="png"):
+        file = root / kind / "validation" / f"ADE_val_00000002.{suffix}"
+        times = file.stat()
+        content = bytearray(file.read_bytes())
+        content[-20] ^= 1  # the same size
+        file.write_bytes(content)
+        if keep_time:
+            os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        return file
+
+    def check(self, place, **options):
+        return check_unchanged(load_manifest(place[1]), place[1], **options)
+
+    def test_an_unchanged_set_passes(self, archive, place):
+        prepare(str(archive), *place)
+        assert self.check(place) == self.check(place, thorough=True) == 12
+
+    @pytest.mark.parametrize(("kind", "suffix"), [("annotations", "png"), ("images", "jpg")])
+    def test_a_file_edited_in_place_is_named(self, archive, place, kind, suffix):
+        file = self.edit(prepare(str(archive), *place).root, kind=kind, suffix=suffix)
+        with pytest.raises(UserError, match=f"{file.name}: changed since .*manifest.json"):
+            self.check(place)
+
+    def test_a_job_does_not_start_on_changed_data(self, archive, place, tmp_path):
+        self.edit(prepare(str(archive), *place).root)
+        config = tmp_path / "c.py"
+        config.touch()
+        job = TrainJob(config=config, work_dir=tmp_path / "w", out=None, data=place[1])
+        with pytest.raises(UserError, match="changed since"):
+            check_job(job)
+        assert not (tmp_path / "w").exists()
+
+    def test_an_edit_that_hides_its_time_is_found_on_request(self, archive, place, capsys):
+        self.edit(prepare(str(archive), *place).root, keep_time=True)
+        self.check(place)
+        assert main(["prepare", "data", "--verify", "--manifest", str(place[1])]) == 2
+        assert "ADE_val_00000002.png: changed since" in capsys.readouterr().err
+
+    def test_a_copy_without_times_stays_valid(self, archive, place, tmp_path):
+        prepare(str(archive), *place)
+        copy = tmp_path / "copy"
+        shutil.copytree(place[0], copy, copy_function=shutil.copyfile)
+        manifest = copy / "manifest.json"
+        assert check_unchanged(load_manifest(manifest), manifest) == 12
+
+    def test_a_missing_file_is_named(self, archive, place):
+        root = prepare(str(archive), *place).root
+        (root / "images/training/ADE_train_00000002.jpg").unlink()
+        with pytest.raises(UserError, match=r"ADE_train_00000002\.jpg: cannot be read"):
+            self.check(place)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"fingerprint": 1}', None])
+    def test_without_an_index_sizes_are_compared(self, archive, place, text):
+        root = prepare(str(archive), *place).root
+        index = index_path(place[1])
+        index.unlink() if text is None else index.write_text(text)
+        assert self.check(place) == 10
+        (root / "annotations/training/ADE_train_00000002.png").write_bytes(b"x")
+        with pytest.raises(UserError, match=r"ADE_train_00000002\.png: missing or changed"):
+            self.check(place)
+
+    def test_prepare_restores_a_lost_index(self, archive, place):
+        prepare(str(archive), *place)
+        index_path(place[1]).unlink()
+        prepare(str(archive), *place)
+        assert self.check(place, thorough=True) == 12
+
+
+def with_orientation(path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open(path).save(path, exif=exif)
+
+
+def test_an_image_is_as_large_as_its_exif_orientation_shows_it(tree, place):
+    """OpenCV, which training reads with, turns it; the annotation is read as stored."""
+    image = tree / "images/training" / f"{FIRST}.jpg"
+    with_orientation(image, 6)
+    refuse(tree, place, r"\.png is 24×16 and its image 16×24")
+    label = tree / "annotations/training" / f"{FIRST}.png"
+    save_label(tree, "training", FIRST, np.asarray(Image.open(label)).T.copy())
+    prepare(str(tree), *place)
+    assert read_image(image).shape == (24, 16, 3)
+    assert np.array_equal(read_image(image), cv2.imread(str(image))[..., ::-1])
+
+
+@pytest.mark.parametrize(
+    ("size", "what"), [((10_000, 9_000), "megapixels"), ((3000, 1), "200 to 1")]
+)
+def test_images_of_extreme_size_are_refused(tree, place, size, what):
+    Image.new("L", size).save(tree / "images/training" / f"{FIRST}.jpg")
+    refuse(tree, place, what)

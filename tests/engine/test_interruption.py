@@ -10,13 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from gate import write_gated_config
+from interrupted_runs import Run
 from tiny_runs import job_in
+from waiting import WAIT_SECONDS, wait_until
 
 from cae_seg.engine.job import TrainJob
 from cae_seg.run.paths import read_record
@@ -45,18 +49,19 @@ def command(job: TrainJob) -> list[str]:
         arguments += ["--gpus", job.gpus]
     if job.pretrained:
         arguments += ["--pretrained", job.pretrained]
-    return [str(argument) for argument in [*arguments, "--cfg-options", *options]]
+    arguments += ["--iterations", job.iterations, "--cfg-options", *options]
+    return [str(argument) for argument in arguments]
 
 
 def start(job: TrainJob, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(job.config.parent)}
     return subprocess.Popen(
         [*prefix, *command(job)], env=environment, text=True, stderr=subprocess.PIPE
     )
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
-    _, said = process.communicate(timeout=300)
+    _, said = process.communicate(timeout=WAIT_SECONDS)
     return process.returncode, said
 
 
@@ -64,12 +69,17 @@ def run(job: TrainJob, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
     return finish(start(job, prefix))
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
-    deadline = time.monotonic() + 200
-    while not condition():
-        assert process is None or process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+@contextmanager
+def started_and_held(job: TrainJob, iteration: int) -> Iterator[subprocess.Popen]:
+    """Start a run that waits after an iteration; let it train on when the context ends."""
+    gate = Run(job.work_dir.parent)
+    gate.hold(iteration)
+    process = start(job)
+    try:
+        wait_until(f"iteration {iteration}", lambda: gate.held, during=process)
+        yield process
+    finally:
+        gate.release()
 
 
 def trained(job: TrainJob) -> int:
@@ -90,8 +100,15 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.fixture(scope="session")
+def gated(tmp_path_factory, config) -> Path:
+    """The config that trains in a moment, with a gate."""
+    folder = tmp_path_factory.mktemp("gated")
+    return folder / write_gated_config(folder, str(config))
+
+
+@pytest.fixture(scope="session")
 def pair(tmp_path_factory, config, manifest) -> TrainJob:
-    """An undisturbed run on two ranks."""
+    """An uninterrupted run on two ranks."""
     job = job_in(tmp_path_factory.mktemp("pair"), config, manifest, gpus=2)
     code, said = run(job)
     assert code == 0, said
@@ -109,12 +126,11 @@ def test_two_ranks_train_what_one_process_does(pair, undisturbed):
     assert len(identities) == 1
 
 
-def test_signal_to_the_launcher_stops_all_ranks_in_order(make_job, pair):
-    job = make_job(gpus=2)
-    process = start(job)
-    wait_for(lambda: trained(job) >= 2, process)
-    process.send_signal(signal.SIGTERM)
-    code, said = finish(process)
+def test_signal_to_the_launcher_stops_all_ranks_in_order(make_job, pair, gated):
+    job = make_job(gpus=2, config=gated)
+    with started_and_held(job, 2) as process:
+        process.send_signal(signal.SIGTERM)
+        code, said = finish(process)
     assert code == 75, said
     assert "stopped in good order" in said
     stopped_at = trained(job)
@@ -128,12 +144,11 @@ def test_signal_to_the_launcher_stops_all_ranks_in_order(make_job, pair):
 
 
 @pytest.mark.slow
-def test_killed_rank_ends_the_run_and_nothing_is_lost(make_job, pair):
-    job = make_job(gpus=2)
-    process = start(job)
-    wait_for(lambda: trained(job) >= 4, process)
-    ranks_of(process)[-1].kill()
-    code, said = finish(process)
+def test_killed_rank_ends_the_run_and_nothing_is_lost(make_job, pair, gated):
+    job = make_job(gpus=2, config=gated)
+    with started_and_held(job, 4) as process:
+        ranks_of(process)[-1].kill()
+        code, said = finish(process)
     assert code == 1
     assert "was killed by SIGKILL" in said
     assert "Traceback" not in said
@@ -143,16 +158,15 @@ def test_killed_rank_ends_the_run_and_nothing_is_lost(make_job, pair):
 
 
 @pytest.mark.slow
-def test_killed_launcher_takes_its_ranks_with_it(make_job, pair):
-    job = make_job(gpus=2)
-    process = start(job)
-    wait_for(lambda: trained(job) >= 4, process)
-    ranks = ranks_of(process)
-    assert len(ranks) == 2
-    process.kill()
-    process.wait()
-    _, alive = psutil.wait_procs(ranks, timeout=5)
-    assert not alive
+def test_killed_launcher_takes_its_ranks_with_it(make_job, pair, gated):
+    job = make_job(gpus=2, config=gated)
+    with started_and_held(job, 4) as process:
+        ranks = ranks_of(process)
+        assert len(ranks) == 2
+        process.kill()
+        process.wait()
+        _, alive = psutil.wait_procs(ranks, timeout=WAIT_SECONDS)
+        assert not alive
     code, said = run(job)
     assert code == 0, said
     assert same(weights(job), weights(pair))
@@ -166,7 +180,10 @@ def test_killed_at_random_moments_while_saving_all_the_time(make_job, undisturbe
     for _ in range(KILLS):
         before = trained(job)
         process = start(job)
-        wait_for(lambda p=process, n=before: trained(job) > n or p.poll() is not None)
+        wait_until(
+            "another iteration",
+            lambda p=process, n=before: trained(job) > n or p.poll() is not None,
+        )
         time.sleep(chance.uniform(0, 0.3))
         process.kill()
         process.wait()
@@ -208,11 +225,11 @@ def test_full_disk_at_the_end_is_one_line(make_job, undisturbed):
 
 
 @pytest.mark.slow
-def test_second_writer_waits_and_finds_the_run_finished(make_job, pair):
-    job = make_job(gpus=2)
-    first = start(job)
-    wait_for(lambda: trained(job) >= 1, first)
-    second = start(job)
+def test_second_writer_waits_and_finds_the_run_finished(make_job, pair, gated):
+    job = make_job(gpus=2, config=gated)
+    with started_and_held(job, 1) as first:
+        second = start(job)
+        assert any("waiting for" in line for line in iter(second.stderr.readline, ""))
     code, said = finish(first)
     assert code == 0, said
     code, said = finish(second)
@@ -250,8 +267,8 @@ def test_published_command_lines(config, manifest, tmp_path):
         "--deterministic",
         "--data",
         manifest,
-        "--options",
-        "max_iterations=2",
+        "--iterations",
+        "2",
     ]
     subprocess.run([str(part) for part in train], check=True)
     show = tmp_path / "show"

@@ -5,17 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+<<<<<<< HEAD
 import time
+from pathlib import Path
+=======
+>>>>>>> main
 
 import pytest
 import torch
 
 from cae_seg.engine.job import EvaluateJob, TrainJob, decode, encode
 from cae_seg.engine.runner import choose_precision, split_batch
-from cae_seg.engine.validate import check_config, check_job, parse_learning_rate
+from cae_seg.engine.validate import check_job, parse_learning_rate
 from cae_seg.errors import UserError
 from cae_seg.launch.gpus import lease_gpus
 from cae_seg.launch.launcher import Placement, place
+from cae_seg.run import locks
 from cae_seg.run.checkpoints import Checkpoints, load_state, verify
 from cae_seg.run.deadline import Budget, deadline_of, slurm_end
 from cae_seg.run.locks import FileLock
@@ -25,23 +30,32 @@ from cae_seg.run.paths import read_record
 STATE = {"meta": {"iteration": 3}, "state_dict": {"w": torch.arange(5.0)}, "optimizer": {"lr": 0.1}}
 
 
-def hold(path) -> subprocess.Popen:
-    """Start a process that holds a lock until it is killed, with a forked child as loaders are."""
+@pytest.fixture
+def hold():
+    """Start processes that hold a lock until they are killed, each with a child as loaders are."""
     code = (
-        "import os, sys, time\n"
+        "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from cae_seg.run.locks import FileLock\n"
         "assert FileLock(Path(sys.argv[1])).acquire()\n"
         "child = os.fork()\n"
         "if child:\n"
         "    print(child, flush=True)\n"
-        "time.sleep(60)\n"
+        "signal.pause()\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
-    )
-    process.child = int(process.stdout.readline())
-    return process
+    started = []
+
+    def start(path) -> subprocess.Popen:
+        command = [sys.executable, "-c", code, str(path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        started.append((process, int(process.stdout.readline())))
+        return process
+
+    yield start
+    for process, child in started:
+        process.kill()
+        process.wait()
+        os.kill(child, signal.SIGKILL)
 
 
 def test_jobs_travel_as_text(tmp_path):
@@ -54,25 +68,21 @@ def test_jobs_travel_as_text(tmp_path):
     assert decode(encode(test)) == test
 
 
-def test_lock_excludes_and_a_killed_owner_frees_it_at_once(tmp_path):
+def test_lock_excludes_and_a_killed_owner_frees_it_at_once(tmp_path, hold):
     holder = hold(tmp_path / "lock")
-    try:
-        lock = FileLock(tmp_path / "lock")
-        assert not lock.acquire()
-        assert f"process {holder.pid} on" in lock.owner()
-        holder.kill()
-        holder.wait()
-        assert lock.acquire(wait=1.0)
-    finally:
-        holder.kill()
-        os.kill(holder.child, signal.SIGKILL)
+    lock = FileLock(tmp_path / "lock")
+    assert not lock.acquire()
+    assert f"process {holder.pid} on" in lock.owner()
+    holder.kill()
+    holder.wait()
+    assert lock.acquire()
     assert not FileLock(tmp_path / "lock").acquire()
     assert FileLock(tmp_path / "lock").owner() == "this process"
     lock.release()
     assert FileLock(tmp_path / "lock").acquire()
 
 
-def test_leases_are_disjoint_and_a_crash_frees_them(tmp_path):
+def test_leases_are_disjoint_and_a_crash_frees_them(tmp_path, hold):
     devices = [str(number) for number in range(8)]
     first = lease_gpus(4, devices, tmp_path)
     second = lease_gpus(4, devices, tmp_path)
@@ -84,7 +94,6 @@ def test_leases_are_disjoint_and_a_crash_frees_them(tmp_path):
     assert second.devices[0] not in lease_gpus(3, second.devices, tmp_path).devices
     holder.kill()
     holder.wait()
-    os.kill(holder.child, signal.SIGKILL)
     assert lease_gpus(1, second.devices, tmp_path).devices == second.devices[:1]
 
 
@@ -151,14 +160,25 @@ def test_learning_rate_that_is_no_number(text):
         parse_learning_rate(text)
 
 
-def test_unknown_config_names_the_nearest(tmp_path, monkeypatch):
-    (tmp_path / "configs_local" / "cae").mkdir(parents=True)
-    (tmp_path / "configs_local" / "cae" / "upernet_cae_base.py").touch()
-    monkeypatch.chdir(tmp_path)
-    from pathlib import Path
-
-    with pytest.raises(UserError, match=r"nearest: configs_local/cae/upernet_cae_base.py"):
-        check_config(Path("configs_local/cae/upernet_cea_base.py"))
+@pytest.mark.parametrize(
+    ("key", "argument"),
+    [
+        ("optim_wrapper.optimizer.lr", {"learning_rate": "1e-4"}),
+        ("model.pretrained", {"pretrained": Path("x.pth")}),
+        ("model.backbone.init_cfg.checkpoint", {"pretrained": Path("x.pth")}),
+        ("precision", {"precision": "fp32"}),
+        ("val_dataloader.dataset.data_root", {"data": Path("manifest.json")}),
+        ("total_batch_size", {"batch_size": 4}),
+    ],
+)
+def test_an_option_that_another_argument_replaces_is_refused(tmp_path, key, argument):
+    config = tmp_path / "c.py"
+    config.touch()
+    job = TrainJob(config=config, work_dir=tmp_path, cfg_options={key: 1}, **argument)
+    with pytest.raises(
+        UserError, match=f"{key}: is replaced by --{next(iter(argument)).replace('_', '-')}"
+    ):
+        check_job(job)
 
 
 def test_folder_that_cannot_be_written(tmp_path):
@@ -281,16 +301,15 @@ def test_deadline_is_the_earlier_of_budget_and_slurm(monkeypatch):
     assert slurm_end() is None
 
 
-def test_waiting_for_a_lock_tells_whom_once(tmp_path):
+def test_waiting_for_a_lock_reports_the_owner_once_and_ends_in_time(tmp_path, hold, monkeypatch):
     holder = hold(tmp_path / "lock")
-    heard = []
-    begin = time.monotonic()
+    clock, heard = [100.0], []
+    monkeypatch.setattr(locks.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
     assert not FileLock(tmp_path / "lock").acquire(0.5, heard.append)
-    assert 0.5 <= time.monotonic() - begin < 5
+    assert 100.5 <= clock[0] < 100.5 + 2 * locks.POLL_SECONDS
     assert len(heard) == 1
-    holder.kill()
-    holder.wait()
-    os.kill(holder.child, signal.SIGKILL)
+    assert f"process {holder.pid}" in heard[0]
 
 
 def test_launcher_starts_without_loading_torch():

@@ -9,8 +9,9 @@ import torch
 from fidelity import largest, record, relative
 from golden import weights
 
-from cae_seg.models.backbones.cae import CAE, RelativeBias
+from cae_seg.models.backbones.cae import CAE
 from cae_seg.models.layers.stochastic import SampleDropPath, set_randomness
+from cae_seg.models.ops.relative_bias import RelativeBias
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PUBLISHED_ARGUMENTS = [

@@ -63,6 +63,13 @@ def test_groups_are_few_and_hold_each_trained_parameter_once():
     assert rates["layer_3_no_decay"] == pytest.approx(1e-3, rel=1e-12)
 
 
+def test_published_number_of_layers_is_accepted():
+    own = build({"layer_decay_rate": 0.5}).optimizer.param_groups
+    given = build({"layer_decay_rate": 0.5, "num_layers": 2}).optimizer.param_groups
+    assert [g["lr"] for g in own] == [g["lr"] for g in given]
+    assert [g["param_names"] for g in own] == [g["param_names"] for g in given]
+
+
 def test_class_token_and_tables_are_decayed_as_published():
     groups = build({"layer_decay_rate": 0.5}).optimizer.param_groups
     decay = {name: group["weight_decay"] for group in groups for name in group["param_names"]}
@@ -85,7 +92,7 @@ def test_a_step_moves_every_group():
 @pytest.mark.parametrize(
     ("paramwise", "said"),
     [
-        ({"layer_decay_rate": 0.5, "num_layers": 12}, "num_layers"),
+        ({"layer_decay_rate": 0.5, "layers": 12}, "layers"),
         ({"decay_rate": 0.5}, "decay_rate"),
         (None, "layer_decay_rate"),
         ({"layer_decay_rate": 0}, "0 is not in"),

@@ -42,11 +42,12 @@ def test_every_figure_is_there_as_svg_and_png_with_its_words(sheet, tmp_path):
 
 
 def test_lines_are_told_apart_without_colour(sheet, tmp_path):
-    from cae_seg.results.collect import collect_runs, combine
+    from cae_seg.results.aggregate import aggregate
+    from cae_seg.results.collect import collect_runs
     from cae_seg.results.figures import draw_learning_rates
 
     runs = collect_runs(sheet)
-    axes = draw_learning_rates(combine(runs), runs).axes[0]
+    axes = draw_learning_rates(aggregate(runs), runs).axes[0]
     bars = [container.lines[0] for container in axes.containers]
     assert len({(line.get_marker(), line.get_linestyle()) for line in bars}) == len(bars) == 2
 

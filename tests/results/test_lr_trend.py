@@ -114,7 +114,7 @@ E = 1e-9
 NOT_FALLING = {
     "same best, second and third about as good": {
         300: (49, 50, 50 - E), 800: (49, 50, 49), 1600: (50 - E, 50, 49)},
-    "all rates about the same": {e: (50, 50 + E, 50) for e in (300, 800, 1600)},
+    "all rates about the same": dict.fromkeys((300, 800, 1600), (50, 50 + E, 50)),
     "a rise at the end that is about none": {
         300: (49, 49, 50), 800: (50, 49, 49), 1600: (50, 50 + E, 49)},
 }  # fmt: skip
@@ -124,7 +124,7 @@ BARELY_FALLING = {
                                  1600: (50 + E, 50, 50)},
 }  # fmt: skip
 AT_THE_LIMIT = {300: (49, 49.5, 50 + E), 800: (49, 49, 49), 1600: (50, 50, 50)}
-ALL_AT_THE_LIMIT = {e: (49, 50 - E, 50 - E) for e in (300, 800, 1600)}
+ALL_AT_THE_LIMIT = dict.fromkeys((300, 800, 1600), (49, 50 - E, 50 - E))
 SWEEPS = 500
 
 

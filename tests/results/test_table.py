@@ -1,5 +1,9 @@
+import dataclasses
+import io
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -22,8 +26,11 @@ from made_up_runs import (
 )
 
 from cae_seg.errors import UserError
-from cae_seg.results.collect import collect_runs, combine
+from cae_seg.results.aggregate import aggregate
+from cae_seg.results.collect import collect_runs
 from cae_seg.results.table import write_table
+from cae_seg.run import provenance
+from cae_seg.sheet.sheet import load_sheet
 
 SCORES = {
     (1600, "1e-4"): (50.3, 50.5),
@@ -51,8 +58,8 @@ def replaced(sheet, name, **values):
 
 
 def test_columns_begin_as_the_published_table(sheet):
-    columns = list(read_rows(write_table(sheet))[0])
-    assert columns == [
+    columns = list(read_rows(write_table(replaced(sheet, "vit_b_800_lr2e-4", published_miou=49.6))))
+    assert list(columns[0]) == [
         "Backbone",
         "#Pretrained Epoch",
         "mIoU",
@@ -63,8 +70,48 @@ def test_columns_begin_as_the_published_table(sheet):
         "Published mIoU",
         "Difference",
         "GPU-hours",
-        "Notes",
     ]
+
+
+def test_columns_that_tell_no_row_from_another_fold_into_a_line_below(tmp_path):
+    scores = {(300, "2e-4"): (47.0,), (1600, "1e-4"): (50.3,)}
+    text = write_table(make_sweep(tmp_path / "results", scores))
+    assert list(read_rows(text)[0]) == [
+        "Backbone", "#Pretrained Epoch", "mIoU", "Config", "Learning rate"]  # fmt: skip
+    assert "Same in all rows: Seeds 0; GPU-hours 0.0561." in text
+    assert "No row has: Spread, Published mIoU, Difference, Notes." in text
+
+
+def test_the_published_table_fits_a_page(tmp_path):
+    sheet = load_sheet("config/published.yaml")
+    sheet = make_sheet(tmp_path / "results", sheet.experiments)
+    for row in sheet.experiments:
+        make_run(sheet.run_folder(row.name, 0), row.name, 0, config=row.stem)
+    text = write_table(sheet)
+    assert max(len(line) for line in text.splitlines() if line.startswith("|")) <= 120
+    assert [row["Config"] for row in read_rows(text)] == [f"[{n}]" for n in range(1, 6)]
+
+
+def test_chosen_columns_are_shown_in_their_order(sheet):
+    text = write_table(sheet, columns=["learning rate", " mIoU", "GPU-hours", "iterations"])
+    rows = read_rows(text)
+    assert list(rows[0]) == ["Learning rate", "mIoU", "GPU-hours", "iterations"]
+    assert rows[2]["Learning rate"] == "**4e-4**"
+    assert {row["iterations"] for row in rows} == {"200"}
+
+
+def test_an_unknown_column_is_refused_with_the_nearest_name(sheet):
+    with pytest.raises(UserError, match="--columns Sprad: no such column; did you mean 'Spread'"):
+        write_table(sheet, columns=["Sprad"])
+
+
+def test_several_sheets_are_joined_and_a_shared_run_counts_once(sheet, tmp_path):
+    other = make_sweep(tmp_path / "other", {(300, "4e-4"): (49.5,)})
+    other = dataclasses.replace(other, path=Path("config/other.yaml"))
+    rows = read_rows(write_table([sheet, sheet, other]))
+    assert [row["mIoU"] for row in rows][2:] == ["48.30 ± 0.30 (n=3)", "49.70", "49.50"]
+    assert [row["Sheet"] for row in rows] == ["made_up"] * 4 + ["other"]
+    assert [row["Learning rate"] for row in rows][2:] == ["4e-4", "2e-4", "**4e-4**"]
 
 
 def test_rows_are_in_the_sheets_order_with_mean_deviation_and_n(sheet):
@@ -96,11 +143,30 @@ def test_published_value_and_difference_are_shown(sheet):
     assert rows[0]["Published mIoU"] == rows[0]["Difference"] == "–"
 
 
-def test_config_is_a_link_that_leads_there(sheet, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_table(sheet, Path("results/table.md"))
-    link = read_rows(Path("results/table.md").read_text())[0]["Config"]
-    assert link == "[made_up](../configs_local/cae/upernet/made_up.py)"
+def test_the_link_of_a_config_still_works_after_the_results_were_copied(sheet, tmp_path):
+    write_table(sheet, tmp_path / "results/table.md")
+    shutil.copytree(tmp_path / "results", tmp_path / "elsewhere/mine")
+    shutil.rmtree(tmp_path / "results")
+    text = (tmp_path / "elsewhere/mine/table.md").read_text()
+    assert read_rows(text)[0]["Config"] == "[1]"
+    (link,) = re.findall(r"\[1\] \[made_up\]\((.+?)\)", text)
+    assert (tmp_path / "elsewhere/mine" / link).is_file()
+
+
+def test_a_config_of_a_published_repository_has_a_web_address(monkeypatch):
+    answers = {
+        "remote": "git@github.com:someone/cae-seg.git",
+        "branch": "origin/main",
+        "ls-tree": "config/demo.yaml",
+    }
+    monkeypatch.setattr(provenance, "_git", lambda command, *_: answers[command])
+    address = "https://github.com/someone/cae-seg/blob/c0ffee/config/demo.yaml"
+    assert provenance.web_address("config/demo.yaml", "c0ffee") == address
+    answers["remote"] = "https://user:secret@git.example.org:8443/group/sub/cae-seg"
+    address = "https://git.example.org/group/sub/cae-seg/blob/c0ffee/config/demo.yaml"
+    assert provenance.web_address("config/demo.yaml", "c0ffee") == address
+    answers["branch"] = ""
+    assert provenance.web_address("config/demo.yaml", "c0ffee") is None
 
 
 def test_gpu_hours_are_those_of_all_seeds(sheet):
@@ -118,13 +184,52 @@ def test_csv_is_unrounded_one_row_a_combination(sheet, tmp_path):
     assert list(frame["best"]) == [False, False, True, False]
 
 
-def test_json_and_latex(sheet):
+def test_json_holds_unrounded_rows(sheet):
     content = json.loads(write_table(sheet, format="json"))
     assert content["rows"][0]["mIoU"] == pytest.approx(50.4)
     assert content["rows"][3]["mIoU_std"] is None
+
+
+def test_latex_sets_numbers_with_siunitx(sheet):
     latex = write_table(sheet, format="latex")
-    assert r"ViT-B & 300 & 48.30 $\pm$ 0.30 (n=3) & \texttt{made\_up} & \textbf{4e-4}" in latex
-    assert latex.count(r" \\") == 5
+    assert "S[table-format=2.2(2),uncertainty-mode=separate]" in latex
+    assert r"{ViT-B} & 300 & 48.30 +- 0.30 & {[1]} & \textbf{\boldmath\num{4e-4}}" in latex
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_latex_compiles(sheet, tmp_path, partial):
+    require_latex()
+    sheet = replaced(sheet, "vit_b_800_lr2e-4", published_miou=49.6, method="50 % & #1_{x}")
+    if partial:
+        (sheet.run_folder("vit_b_300_lr4e-4", 1) / "metrics.json").unlink()
+    table = write_table(sheet, format="latex", partial=partial)
+    (tmp_path / "table.tex").write_text(PREAMBLE + table + "\n\\end{document}\n")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "table.tex"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Warning: Invalid" not in done.stdout
+    assert (tmp_path / "table.pdf").stat().st_size > 10_000
+
+
+PREAMBLE = r"""
+\documentclass{article}
+\usepackage{booktabs}
+\usepackage{siunitx}
+\begin{document}
+\small
+"""
+
+
+def require_latex():
+    """Skip where there is no LaTeX; under CI that is a failure."""
+    if shutil.which("pdflatex"):
+        return
+    message = "no pdflatex (Debian: texlive-latex-base, texlive-science)"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 def test_an_unknown_format_is_refused(sheet):
@@ -156,9 +261,17 @@ def test_what_keeps_a_row_from_being_compared_is_said_on_it(sheet, change, note)
     assert notes == ["", "", "", note]
 
 
+def test_a_row_that_changes_its_recipe_is_marked(sheet):
+    name = "vit_b_800_lr2e-4"
+    changed = replaced(sheet, name, crop_size=(256, 256), options={"model.backbone.depth": "9"})
+    rows = read_rows(write_table(changed, code_fingerprint="f" * 64))
+    note = "not the recipe: crop_size 256 x 256, model.backbone.depth 9"
+    assert [row["Notes"] for row in rows] == ["", "", "", note]
+    assert "**" not in rows[-1]["mIoU"]
+
+
 def test_changed_code_is_said_on_every_row(sheet):
-    rows = read_rows(write_table(sheet, code_fingerprint="now"))
-    assert {row["Notes"] for row in rows} == {"code changed since"}
+    assert "Same in all rows: Notes code changed since." in write_table(sheet, code_fingerprint="now")
 
 
 def test_an_evaluation_of_other_weights_or_with_augmentation_is_said(sheet):
@@ -185,7 +298,7 @@ def test_a_table_is_written_whole_or_not_at_all(sheet, tmp_path):
 
 
 def states(sheet, now):
-    frame = combine(collect_runs(sheet, now=now))
+    frame = aggregate(collect_runs(sheet, now=now))
     return dict(zip(frame["experiment"], frame["state"], strict=True))
 
 
@@ -271,7 +384,7 @@ def test_a_job_that_died_before_its_first_iteration_names_its_log(tmp_path):
     assert states(sheet, time.time() + 1e4)["row"] == f"failed (log {log})"
 
 
-def test_a_thousand_runs_are_gathered_quickly(tmp_path):
+def test_a_thousand_runs_are_gathered_by_opening_few_files_of_each_once(tmp_path, monkeypatch):
     rows = [make_row(f"row_{number}", seeds=(0, 1)) for number in range(500)]
     sheet = make_sheet(tmp_path, rows)
     template = make_run(tmp_path / "template")
@@ -281,9 +394,17 @@ def test_a_thousand_runs_are_gathered_quickly(tmp_path):
             folder.mkdir(parents=True)
             for name in ("run.json", "metrics.json"):
                 (folder / name).hardlink_to(template / name)
-    begun = time.perf_counter()
-    write_table(sheet)
-    assert time.perf_counter() - begun < 10
+    opened = []
+    open_file = io.open
+
+    def count(file, *args, **options):
+        opened.append(file)
+        return open_file(file, *args, **options)
+
+    monkeypatch.setattr(io, "open", count)
+    assert write_table(sheet).count("| ViT-B ") == 500
+    assert 2000 <= len(opened) <= 4000
+    assert len(set(opened)) == len(opened)
 
 
 def test_the_table_starts_without_torch_matplotlib_and_mlflow():

@@ -54,8 +54,10 @@ SlurmdPidFile={root}/slurmd-%n.pid
 SlurmctldLogFile={root}/log/slurmctld.log
 SlurmdLogFile={root}/log/slurmd-%n.log
 AuthType=auth/munge
-# A requeued job waits as long as its old credential could live: 120 s unless told otherwise.
-AuthInfo=socket={root}/munge.socket,cred_expire=5
+# A requeued job waits as long as its old credential could live (120 s by default), and a busy
+# machine needs some seconds to start a job with a fresh one.
+AuthInfo=socket={root}/munge.socket,cred_expire=20
+MessageTimeout=100
 CredType=cred/munge
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
@@ -67,8 +69,7 @@ SlurmdParameters=config_overrides
 ReturnToService=1
 KillWait={kill_wait}
 MinJobAge=300
-SlurmdTimeout=20
-SlurmctldTimeout=10
+SlurmdTimeout=300
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,sched_min_interval=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -277,7 +278,7 @@ def write_configuration(cluster: Cluster, kill_wait: int) -> None:
     key.write_bytes(os.urandom(128))
 
 
-def wait_for(what: str, ready: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(what: str, ready: Callable[[], object], seconds: float = 300) -> None:
     """Wait until `ready` returns something true.
 
     Raises:
@@ -344,7 +345,7 @@ def register(cluster: Cluster) -> None:
         cluster.run("sacctmgr", "-i", *words.split())
 
 
-def up(cluster: Cluster, kill_wait: int = 15) -> None:
+def up(cluster: Cluster, kill_wait: int = 120) -> None:
     """Bring the cluster up, or what of it is down, and wait until it can run jobs."""
     install()
     if not (cluster.root / "slurm.conf").exists():
@@ -419,7 +420,7 @@ def main() -> int:
     parser.add_argument(
         "--kill-wait",
         type=int,
-        default=15,
+        default=120,
         help="seconds between SLURM's SIGTERM and SIGKILL (SLURM's own default is 30)",
     )
     arguments = parser.parse_args()

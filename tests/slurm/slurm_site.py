@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import psutil
-from disturbed_runs import Run, write_sheet
+from interrupted_runs import Run, write_sheet
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = (

@@ -1,8 +1,9 @@
-"""Whatever happens to a run on a cluster, its results are those of an undisturbed one.
+"""A run that is interrupted on a cluster ends with the results of an uninterrupted one.
 
-All runs here are the same combination under different names, so one undisturbed run is the measure
-of them all. Several are disturbed at once, each in its own way, under one Snakemake; what is done
-to them waits for them to have got somewhere, not for a time.
+All runs here are the same combination under different names, so one uninterrupted run is the
+reference of them all. Several are interrupted at once, each in its own way, under one Snakemake.
+They wait at a gate (`gate.py`) for what happens to them, so no step depends on how fast the
+machine is.
 """
 
 import csv
@@ -13,283 +14,288 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import pytest
-from disturbed_runs import INTERVAL, ITERATIONS, MEASURES, Run, tracked_runs, wait_until
+from interrupted_runs import INTERVAL, ITERATIONS, MEASURES, Run, tracked_runs
 from slurm_site import Site
+from waiting import wait_until
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
-CALM = {"undisturbed": {}, "two_nodes": {"nodes": 2, "cpus": 1}}
-STORM = {
-    "limited": {"resources": {"runtime": 3, "constraint": "first"}},
+BASELINE = {"uninterrupted": {}, "two_nodes": {"nodes": 2, "cpus": 1}}
+INTERRUPTED = {
+    "limited": {"resources": {"runtime": 4, "constraint": "first"}},
     "cancelled": {"resources": {"constraint": "first"}},
     "requeued": {"resources": {"slurm_partition": "requeue", "constraint": "second"}},
     "preempted": {"resources": {"slurm_partition": "cancel", "constraint": "second"}},
 }
-WRECK = {
+FAILED = {
     "orphan": {"resources": {"constraint": "first"}},
-    "doomed": {"resources": {"constraint": "first"}},
-    "nodeless": {"resources": {"constraint": "second"}},
+    "retries_exhausted": {"resources": {"constraint": "first"}},
+    "node_lost": {"resources": {"constraint": "second"}},
 }
-ROWS = {"storm": STORM, "wreck": WRECK}
+ROWS = {"interrupted": INTERRUPTED, "failed": FAILED}
 
 
-def finish(process: subprocess.Popen, site: Site, sheet: str, seconds: float = 1500) -> int:
-    """Wait for a Snakemake; its last words are the message of a failure."""
+def finish(process: subprocess.Popen, site: Site, sheet: str, seconds: float = 3000) -> int:
+    """Wait for a Snakemake; the end of its log is the message of a failure."""
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"Snakemake does not end: {site.said(sheet)[-3000:]}")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The undisturbed run, and the times that others may expect."""
-
-    run: Run
-    weights: str
-    startup: float  # s from the start of the job to its first iteration
-    iteration: float  # s
+        pytest.fail(f"Snakemake did not end: {site.said(sheet)[-3000:]}")
 
 
 @pytest.fixture(scope="session")
-def undisturbed(site: Site) -> Reference:
-    sheet = site.sheet("calm", CALM)
+def baseline(site: Site) -> Run:
+    sheet = site.sheet("baseline", BASELINE)
     finish(site.snakemake(sheet), site, sheet)
-    run = site.run(sheet, "undisturbed")
+    run = site.run(sheet, "uninterrupted")
     assert run.events("finish") == [ITERATIONS], site.said(sheet)[-3000:]
-    times = [line["time"] for line in run.lines("train")]
-    began = site.ask("sacct", "-X", "-n", "-P", "--format=Start,JobName").splitlines()
-    began = next(line.split("|")[0] for line in began if "undisturbed.seed0.fine_tune" in line)
-    startup = times[0] - datetime.fromisoformat(began).timestamp()
-    return Reference(run, run.weights(), startup, (times[-1] - times[0]) / (len(times) - 1))
+    return run
 
 
-def test_ranks_on_two_nodes_train_the_same_run(site, undisturbed):
+def test_ranks_on_two_nodes_train_the_same_run(site, baseline):
     steps = site.ask("sacct", "-n", "-P", "--format=JobID,NTasks,NodeList").splitlines()
     assert any(step.endswith("|2|n[1-2]") for step in steps), steps
-    assert_undisturbed(site.run("calm.yaml", "two_nodes"), undisturbed)
+    assert_same_results(site.run("baseline.yaml", "two_nodes"), baseline)
 
 
 @dataclass
-class Tale:
-    """What was done to the runs of a sheet, and how it ended."""
+class Scenario:
+    """What happened to the runs of a sheet, and how it ended."""
 
     site: Site
     sheet: str
     exit_status: int | None = None
     done: dict[str, object] = field(default_factory=dict)
-    failures: list[BaseException] = field(default_factory=list)
+    errors: list[BaseException] = field(default_factory=list)
 
     def run(self, name: str) -> Run:
         """Return a run of the sheet."""
         return self.site.run(self.sheet, name)
 
-    def meanwhile(self, *deeds: Callable[["Tale"], None]) -> list[threading.Thread]:
-        """Do all this at once, in the background."""
+    def wait_until_held(self, *names: str) -> None:
+        """Wait until the runs of these rows are at their gates."""
+        for name in names:
+            wait_until(f"{name} is at its gate", lambda name=name: self.run(name).held)
 
-        def guarded(deed: Callable[["Tale"], None]) -> None:
+    def inject(self, *faults: Callable[["Scenario"], None]) -> None:
+        """Start all faults at once, in the background."""
+
+        def guarded(fault: Callable[["Scenario"], None]) -> None:
             try:
-                deed(self)
+                fault(self)
             except BaseException as error:
-                self.failures.append(error)
+                self.errors.append(error)
 
-        threads = [threading.Thread(target=guarded, args=(deed,), daemon=True) for deed in deeds]
-        for thread in threads:
-            thread.start()
-        return threads
+        for fault in faults:
+            threading.Thread(target=guarded, args=(fault,), daemon=True).start()
 
 
-def cancel(tale: Tale) -> None:
-    wait_until("cancelled trains", lambda: tale.run("cancelled").reached(INTERVAL + 3))
-    tale.site.ask("scancel", tale.site.job("cancelled"))
+def cancel(scenario: Scenario) -> None:
+    scenario.wait_until_held("cancelled")
+    scenario.site.ask("scancel", scenario.site.job("cancelled"))
 
 
-def pre_empt(tale: Tale) -> None:
-    for name in ("requeued", "preempted"):
-        wait_until(f"{name} trains", lambda name=name: tale.run(name).reached(3))
-    tale.done["seized"] = tale.site.seize("n2", seconds=5)
+def pre_empt(scenario: Scenario) -> None:
+    scenario.wait_until_held("requeued", "preempted")
+    scenario.site.seize("n2", seconds=5)
 
 
-def shorten(tale: Tale, times: Reference) -> None:
-    """Bring the end of the first attempts near: SLURM's own limits are whole minutes."""
-    run = tale.run("limited")
-    for attempt in range(2):
-        job = wait_until("limited runs", lambda: tale.site.job("limited"))
-        runs = tale.site.ask("squeue", "--noheader", "--states=RUNNING").count("\n") + 1
-        seconds = max(1.2, runs / len(CALM)) * (times.startup + 12 * times.iteration)
-        end = datetime.now() + timedelta(seconds=seconds)
-        tale.site.ask("scontrol", "update", f"JobId={job}", f"EndTime={end:%Y-%m-%dT%H:%M:%S}")
-        wait_until("limited stops", lambda n=attempt: len(run.events("stop")) > n or run.finished)
-        if run.finished:
-            return
+def exhaust_time_limit(scenario: Scenario) -> None:
+    """Hold the run twice until its next iteration may take longer than the job has left.
+
+    A run expects an iteration to take up to 1.5 × 2 times as long as the slowest so far, and the
+    waiting is part of one. SLURM's limits are whole minutes, and the run needs time to save.
+    """
+    run = scenario.run("limited")
+    for following in (2 * INTERVAL + 3, None):
+        scenario.wait_until_held("limited")
+        job = scenario.site.job("limited")
+        end = scenario.site.ask("squeue", "--noheader", "--format=%e", f"--jobs={job}")
+        left = datetime.fromisoformat(end).timestamp() - time.time()
+        time.sleep(left / 4)  # then three times as much is left
+        run.release() if following is None else run.hold(following)
 
 
-def restart_controller(tale: Tale) -> None:
+def restart_controller(scenario: Scenario) -> None:
     from cluster import Cluster, start, stop
 
-    cluster = Cluster(tale.site.cluster)
+    cluster = Cluster(scenario.site.cluster)
     stop(cluster, "slurmctld", signal.SIGKILL)
     time.sleep(8)
     start(cluster, "slurmctld")
-    tale.done["controller"] = "restarted"
 
 
 @pytest.fixture(scope="session")
-def storm(site: Site, undisturbed: Reference, tmp_path_factory) -> Tale:
+def interrupted(site: Site, baseline: Run, tmp_path_factory) -> Scenario:
     """Four runs under one Snakemake, each taken off its GPUs in another way."""
-    tale = Tale(site, site.sheet("storm", STORM))
+    scenario = Scenario(site, site.sheet("interrupted", INTERRUPTED))
     store = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tale.done["store"] = store
-    process = site.snakemake(tale.sheet, MLFLOW_TRACKING_URI=f"sqlite:///{store}")
-    tale.meanwhile(cancel, pre_empt, lambda tale: shorten(tale, undisturbed))
-    tale.exit_status = finish(process, site, tale.sheet)
-    return tale
+    scenario.done["store"] = store
+    for name in INTERRUPTED:
+        scenario.run(name).hold(INTERVAL + 3)
+    process = site.snakemake(scenario.sheet, MLFLOW_TRACKING_URI=f"sqlite:///{store}")
+    scenario.inject(cancel, pre_empt, exhaust_time_limit)
+    scenario.exit_status = finish(process, site, scenario.sheet)
+    return scenario
 
 
-def assert_undisturbed(run: Run, reference: Reference) -> None:
+def assert_same_results(run: Run, baseline: Run) -> None:
     """Compare weights and measures bit by bit."""
-    assert run.weights() == reference.weights
+    assert run.weights() == baseline.weights()
     for key in MEASURES:
-        assert run.json("metrics.json")[key] == reference.run.json("metrics.json")[key]
+        assert run.json("metrics.json")[key] == baseline.json("metrics.json")[key]
 
 
-def test_a_storm_ends_well_without_anybody_at_the_keyboard(storm):
-    assert not storm.failures
-    assert storm.exit_status == 0, storm.site.said(storm.sheet)[-3000:]
+def test_interrupted_runs_end_without_user_action(interrupted):
+    assert not interrupted.errors
+    assert interrupted.exit_status == 0, interrupted.site.said(interrupted.sheet)[-3000:]
 
 
-@pytest.mark.parametrize("name", STORM)
-def test_a_disturbed_run_ends_like_an_undisturbed_one(storm, undisturbed, name):
-    assert storm.run(name).events("finish") == [ITERATIONS]
-    assert storm.run(name).json("run.json")["attempts"] > 1
-    assert_undisturbed(storm.run(name), undisturbed)
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(interrupted, baseline, name):
+    assert interrupted.run(name).events("finish") == [ITERATIONS]
+    assert interrupted.run(name).json("run.json")["attempts"] > 1
+    assert_same_results(interrupted.run(name), baseline)
 
 
-@pytest.mark.parametrize("name", STORM)
-def test_a_run_that_was_warned_repeats_nothing(storm, name):
-    assert storm.run(name).repeated() == 0
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_a_run_that_was_warned_repeats_nothing(interrupted, name):
+    assert interrupted.run(name).repeated() == 0
 
 
-def test_a_time_limit_stops_a_run_by_its_own_clock_and_the_job_comes_back(storm):
-    assert storm.run("limited").events("stop")
-    attempts = storm.site.attempts("limited.seed0.fine_tune")
+def test_a_time_limit_stops_a_run_by_its_own_clock_and_the_job_comes_back(interrupted):
+    assert interrupted.run("limited").events("stop")
+    attempts = interrupted.site.attempts("limited.seed0.fine_tune")
     assert attempts == ["REQUEUED"] * (len(attempts) - 1) + ["COMPLETED"]
-    assert len(storm.run("limited").json("run.json")["slurm_job_ids"]) == 1
+    assert len(interrupted.run("limited").json("run.json")["slurm_job_ids"]) == 1
 
 
-def test_pre_emption_is_no_failure_whether_slurm_requeues_or_cancels(storm):
+def test_pre_emption_is_no_failure_whether_slurm_requeues_or_cancels(interrupted):
     for name in ("requeued", "preempted"):
-        assert len(storm.run(name).json("run.json")["slurm_job_ids"]) == 1
-    assert "PREEMPTED" in storm.site.attempts("requeued.seed0.fine_tune")
+        assert len(interrupted.run(name).json("run.json")["slurm_job_ids"]) == 1
+    assert "PREEMPTED" in interrupted.site.attempts("requeued.seed0.fine_tune")
 
 
-def test_a_cancelled_job_is_noticed_and_submitted_again(storm):
-    attempts = storm.site.attempts("cancelled.seed0.fine_tune")
+def test_a_cancelled_job_is_noticed_and_submitted_again(interrupted):
+    attempts = interrupted.site.attempts("cancelled.seed0.fine_tune")
     assert attempts == ["CANCELLED", "COMPLETED"]
 
 
-def test_the_log_of_a_run_tells_all_attempts(storm):
-    for name in STORM:
-        told = storm.run(name).log()
+def test_the_log_of_a_run_tells_all_attempts(interrupted):
+    for name in INTERRUPTED:
+        told = interrupted.run(name).log()
         assert "stopped in good order" in told
         assert "going on from iteration" in told
         assert "finished; weights in" in told
 
 
 @pytest.fixture(scope="session")
-def wreck(site: Site, tmp_path_factory) -> Tale:
-    """Snakemake, the controller, a node and a launcher die; retries run out; then all goes on."""
-    tale = Tale(site, site.sheet("wreck", WRECK))
+def failed(site: Site, tmp_path_factory) -> Scenario:
+    """Snakemake, the controller, a node and a launcher die; retries run out; then all resume."""
+    scenario = Scenario(site, site.sheet("failed", FAILED))
     store = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    tale.done["store"] = store
+    scenario.done["store"] = store
     tracking = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}"}
-    process = site.snakemake(tale.sheet, **tracking)
-    for name in WRECK:
-        wait_until(f"{name} trains", lambda name=name: tale.run(name).reached(2))
-    tale.done["jobs"] = {name: site.job(name) for name in WRECK}
+    for name in FAILED:
+        scenario.run(name).hold(2)
+    process = site.snakemake(scenario.sheet, **tracking)
+    scenario.wait_until_held(*FAILED)
+    scenario.done["jobs"] = {name: site.job(name) for name in FAILED}
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    restart_controller(tale)
+    restart_controller(scenario)
     # The same command again, while the jobs of the dead Snakemake still run.
     site.unlock()
-    second = site.snakemake(tale.sheet, "--retries", "0", **tracking)
-    waiting = wait_until("doomed waits in the queue", lambda: site.job("doomed", "PENDING"))
-    tale.done["writers"] = len(tale.run("doomed").processes())
-    lose_node(tale)
-    for job in (tale.done["jobs"]["doomed"], waiting):
-        wait_until("doomed trains", lambda job=job: site.job("doomed") == job)
-        wait_until("doomed can die", lambda: tale.run("doomed").processes())
-        time.sleep(1)
-        tale.run("doomed").kill()
-        wait_until("doomed is dead", lambda job=job: site.job("doomed") != job)
-    tale.exit_status = finish(second, site, tale.sheet)
-    tale.done["last words"] = site.said(tale.sheet)
-    third = site.snakemake(tale.sheet, **tracking)
-    tale.done["exit status"] = finish(third, site, tale.sheet)
-    return tale
+    second = site.snakemake(scenario.sheet, "--retries", "0", **tracking)
+    waiting = {
+        name: wait_until(f"{name} is queued again", lambda name=name: site.job(name, "PENDING"))
+        for name in FAILED
+    }
+    scenario.done["writers"] = len(scenario.run("retries_exhausted").processes())
+    scenario.run("orphan").release()
+    lose_node(scenario)
+    for job in (scenario.done["jobs"]["retries_exhausted"], waiting["retries_exhausted"]):
+        kill_launcher(scenario, job)
+    scenario.run("retries_exhausted").release()
+    scenario.exit_status = finish(second, site, scenario.sheet)
+    scenario.done["log"] = site.said(scenario.sheet)
+    third = site.snakemake(scenario.sheet, **tracking)
+    scenario.done["exit status"] = finish(third, site, scenario.sheet)
+    return scenario
 
 
-def lose_node(tale: Tale) -> None:
+def kill_launcher(scenario: Scenario, job: str) -> None:
+    """Kill the launcher of a run in a job, and wait for the end of the job."""
+    name = "retries_exhausted"
+    wait_until("the job trains", lambda: scenario.site.job(name) == job and scenario.run(name).held)
+    scenario.run(name).kill()
+    wait_until("the job has ended", lambda: scenario.site.job(name) != job)
+
+
+def lose_node(scenario: Scenario) -> None:
     """Set a node down under its job, and give it back a little later."""
     change = ("scontrol", "update", "NodeName=n2")
-    tale.site.ask(*change, "State=DOWN", "Reason=test")
-    job = tale.done["jobs"]["nodeless"]
+    scenario.site.ask(*change, "State=DOWN", "Reason=test")
+    job = scenario.done["jobs"]["node_lost"]
     # Given back before its processes are gone, the node would be drained for a "Duplicate jobid".
-    wait_until("nodeless is off its node", lambda: not tale.site.steps(job))
-    tale.site.ask(*change, "State=RESUME")
+    wait_until("the job has left its node", lambda: not scenario.site.steps(job))
+    scenario.run("node_lost").release()
+    scenario.site.ask(*change, "State=RESUME")
 
 
-def test_no_second_writer_enters_while_a_killed_snakemakes_job_lives(wreck):
-    assert wreck.done["writers"] == 1
-    assert "Directory cannot be locked" not in wreck.done["last words"]
+def test_no_second_writer_enters_while_a_killed_snakemakes_job_lives(failed):
+    assert failed.done["writers"] == 1
+    assert "Directory cannot be locked" not in failed.done["log"]
 
 
-def test_exhausted_retries_say_what_failed_how_far_it_got_and_how_to_go_on(wreck):
-    assert wreck.exit_status == 1
-    last = wreck.done["last words"].splitlines()
-    line = next(line for line in last if line.startswith("doomed, seed 0: reached iteration"))
+def test_exhausted_retries_say_what_failed_how_far_it_got_and_how_to_go_on(failed):
+    assert failed.exit_status == 1
+    last = failed.done["log"].splitlines()
+    line = next(
+        line for line in last if line.startswith("retries_exhausted, seed 0: reached iteration")
+    )
     assert f"of {ITERATIONS}" in line
     assert "console.log" in line
     assert any("run the same command again" in line for line in last)
 
 
-def test_the_others_finish_when_one_fails(wreck):
-    assert wreck.run("orphan").events("finish") == [ITERATIONS]
-    last = wreck.done["last words"].splitlines()
+def test_the_others_finish_when_one_fails(failed):
+    assert failed.run("orphan").events("finish") == [ITERATIONS]
+    last = failed.done["log"].splitlines()
     told = [line for line in last if line.startswith("orphan, seed 0")]
     assert not [line for line in told if "points were new to it" not in line]  # tracking's word
 
 
-def test_the_same_command_then_brings_it_to_its_end(wreck):
-    assert wreck.done["exit status"] == 0, wreck.site.said(wreck.sheet)[-3000:]
+def test_the_same_command_then_brings_it_to_its_end(failed):
+    assert failed.done["exit status"] == 0, failed.site.said(failed.sheet)[-3000:]
 
 
-@pytest.mark.parametrize("name", WRECK)
-def test_a_wrecked_run_ends_like_an_undisturbed_one(wreck, undisturbed, name):
-    assert_undisturbed(wreck.run(name), undisturbed)
+@pytest.mark.parametrize("name", FAILED)
+def test_a_failed_run_ends_like_an_uninterrupted_one(failed, baseline, name):
+    assert_same_results(failed.run(name), baseline)
 
 
-@pytest.mark.parametrize("name", WRECK)
-def test_a_killed_run_repeats_at_most_a_checkpoint_interval_a_time(wreck, name):
-    attempts = wreck.run(name).json("run.json")["attempts"]
-    assert wreck.run(name).repeated() <= INTERVAL * (attempts - 1)
+@pytest.mark.parametrize("name", FAILED)
+def test_a_killed_run_repeats_at_most_a_checkpoint_interval_a_time(failed, name):
+    attempts = failed.run(name).json("run.json")["attempts"]
+    assert failed.run(name).repeated() <= INTERVAL * (attempts - 1)
 
 
-@pytest.mark.parametrize("disturbed", ["storm", "wreck"])
-def test_the_table_is_the_one_of_undisturbed_runs(disturbed, undisturbed, request):
-    tale = request.getfixturevalue(disturbed)
-    with (tale.site.path / f"results/{disturbed}/table.csv").open() as file:
+@pytest.mark.parametrize("sheet", ROWS)
+def test_the_table_is_the_one_of_uninterrupted_runs(sheet, baseline, request):
+    scenario = request.getfixturevalue(sheet)
+    with (scenario.site.path / f"results/{sheet}/table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(ROWS[disturbed])
-    expected = undisturbed.run.json("metrics.json")["mIoU"]
+    assert len(rows) == len(ROWS[sheet])
+    expected = baseline.json("metrics.json")["mIoU"]
     assert {float(row["mIoU"]) for row in rows} == {expected}
 
 
-@pytest.mark.parametrize("disturbed", ["storm", "wreck"])
-def test_tracking_knows_each_run_once_with_each_point_once(disturbed, request):
-    tale = request.getfixturevalue(disturbed)
-    assert tracked_runs(tale.done["store"]) == (len(ROWS[disturbed]), [])
+@pytest.mark.parametrize("sheet", ROWS)
+def test_tracking_has_each_run_once_with_each_point_once(sheet, request):
+    scenario = request.getfixturevalue(sheet)
+    assert tracked_runs(scenario.done["store"]) == (len(ROWS[sheet]), [])

@@ -6,22 +6,14 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import requests
+from waiting import wait_until
 
 from cae_seg.tracking import ensure_store
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 150.0, pause: float = 0.1) -> None:
-    """Return as soon as `condition()` is true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(pause)
 
 
 class Server:
@@ -50,7 +42,7 @@ class Server:
         self._process = subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, start_new_session=True
         )
-        wait_for(self.answers)
+        wait_until("the server answers", self.answers)
 
     def answers(self) -> bool:
         try:

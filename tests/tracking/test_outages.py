@@ -9,12 +9,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 
 import psutil
 import pytest
 import tracked
-from conftest import wait_for
 from made_up_runs import (
     event_line,
     finish_run,
@@ -24,8 +22,11 @@ from made_up_runs import (
     write_lines,
 )
 from tracked import active_runs, answer, assert_whole, only_run
+from waiting import WAIT_SECONDS, wait_until
 
 from cae_seg.tracking import follow, following, track
+from cae_seg.tracking.store import StoreUnavailable
+from cae_seg.tracking.sync import Delivery
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ class Follower:
 
     def end(self):
         self._stop.set()
-        self._thread.join(90)
+        self._thread.join(WAIT_SECONDS)
         assert not self._thread.is_alive()
         return self.result
 
@@ -68,8 +69,9 @@ def steps(uri, key="train/loss"):
 
 
 @pytest.fixture(autouse=True)
-def _quick_retries(monkeypatch):
+def _quick_retries_until_delivered(monkeypatch):
     monkeypatch.setattr("cae_seg.tracking.live.LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr("cae_seg.tracking.live.LAST_WORD_SECONDS", WAIT_SECONDS)
 
 
 def test_a_run_is_streamed_while_it_trains(begun, server, monkeypatch):
@@ -77,11 +79,14 @@ def test_a_run_is_streamed_while_it_trains(begun, server, monkeypatch):
     uri = server.uri
     follower = Follower(begun / "work", uri)
     log_between(begun, 0, 50)
-    wait_for(lambda: steps(uri, "mIoU") == [50])
+    wait_until("the first score has arrived", lambda: steps(uri, "mIoU") == [50])
     assert only_run(uri).info.status == "RUNNING"
-    wait_for(lambda: "system/cpu_utilization_percentage" in only_run(uri).data.metrics)
+    wait_until(
+        "system metrics have arrived",
+        lambda: "system/cpu_utilization_percentage" in only_run(uri).data.metrics,
+    )
     log_between(begun, 50, 100)
-    wait_for(lambda: steps(uri, "mIoU") == [50, 100])
+    wait_until("both scores have arrived", lambda: steps(uri, "mIoU") == [50, 100])
     log_between(begun, 100, 200)
     finish_run(begun, lines=False)
     assert follower.end()["delivered"]
@@ -97,16 +102,16 @@ def test_a_server_that_dies_in_the_middle_misses_nothing(begun, mortal_server, c
     with caplog.at_level(logging.WARNING, "cae_seg"):
         follower = Follower(begun, uri)
         log_between(begun, 0, 60)
-        wait_for(lambda: len(steps(uri)) == 6)
+        wait_until("6 points", lambda: len(steps(uri)) == 6)
         mortal_server.kill()
         log_between(begun, 60, 130)
-        wait_for(lambda: "is away" in caplog.text)
+        wait_until("the outage is noticed", lambda: "is away" in caplog.text)
         mortal_server.start()
-        wait_for(lambda: len(steps(uri)) == 13)
+        wait_until("13 points", lambda: len(steps(uri)) == 13)
         mortal_server.kill()
         log_between(begun, 130, 150)
         mortal_server.start()
-        wait_for(lambda: len(steps(uri)) == 15)
+        wait_until("15 points", lambda: len(steps(uri)) == 15)
     assert caplog.text.count("is away") == 1
     assert follower.end()["delivered"]
     log_between(begun, 150, 200)
@@ -115,12 +120,13 @@ def test_a_server_that_dies_in_the_middle_misses_nothing(begun, mortal_server, c
     assert_whole(uri, only_run(uri))
 
 
-def test_a_server_that_comes_late_gets_everything(begun, mortal_server):
-    follower = Follower(begun, mortal_server.uri)
-    log_between(begun, 0, 100)
-    time.sleep(1)
+def test_a_server_that_comes_late_gets_everything(begun, mortal_server, caplog):
+    with caplog.at_level(logging.WARNING, "cae_seg"):
+        follower = Follower(begun, mortal_server.uri)
+        log_between(begun, 0, 100)
+        wait_until("the outage is noticed", lambda: "is away" in caplog.text)
     mortal_server.start()
-    wait_for(lambda: len(steps(mortal_server.uri)) == 10)
+    wait_until("10 points", lambda: len(steps(mortal_server.uri)) == 10)
     follower.end()
 
 
@@ -142,16 +148,24 @@ def test_a_server_that_is_down_for_good_costs_a_warning(begun, mortal_server, ca
 
 
 def test_a_server_killed_during_delivery_gets_the_rest_later(tmp_path, mortal_server, monkeypatch):
+    from mlflow import MlflowClient
+
     monkeypatch.setattr("cae_seg.tracking.sync.BATCH", 5)
     mortal_server.start()
     run = make_run(tmp_path / "results" / "row" / "seed_0")
-    killer = threading.Thread(
-        target=lambda: (wait_for(lambda: steps(mortal_server.uri)), mortal_server.kill())
-    )
-    killer.start()
-    track(run, uri=mortal_server.uri, patience=1)
-    killer.join()
+    log_batch = MlflowClient.log_batch
+
+    def log_and_kill(client, run_id, **values):
+        log_batch(client, run_id, **values)
+        if values.get("metrics"):
+            mortal_server.kill()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", log_and_kill)
+        assert not track(run, uri=mortal_server.uri, patience=0)["delivered"]
     mortal_server.start()
+    (found,) = active_runs(mortal_server.uri)
+    assert sum(len(tracked.curve(mortal_server.uri, found, key)) for key in found.data.metrics) == 5
     track(run, uri=mortal_server.uri)
     assert_whole(mortal_server.uri, only_run(mortal_server.uri))
 
@@ -165,7 +179,7 @@ def test_a_stopped_run_waits_in_mlflow_and_goes_on(begun, server):
     assert only_run(uri).info.status == "SCHEDULED"
     follower = Follower(begun, uri)
     log_between(begun, 100, 150)
-    wait_for(lambda: len(steps(uri)) == 15)
+    wait_until("15 points", lambda: len(steps(uri)) == 15)
     assert only_run(uri).info.status == "RUNNING"
     follower.end()
 
@@ -174,6 +188,7 @@ def test_the_follower_is_a_process_that_ends_with_the_training(begun, server, mo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     with following(begun / "work"):
         log_between(begun, 0, 200)
+        wait_until("20 points", lambda: len(steps(server.uri)) == 20)
     assert_whole(server.uri, only_run(server.uri))
 
 
@@ -199,15 +214,29 @@ def test_the_follower_ends_when_the_training_is_killed(begun, monkeypatch):
     (child,) = psutil.Process(training.pid).children()
     training.kill()
     training.wait()
-    wait_for(lambda: not child.is_running() or child.status() == "zombie")
+    wait_until(
+        "the follower has ended", lambda: not child.is_running() or child.status() == "zombie"
+    )
 
 
-def test_a_locked_database_is_waited_for(tmp_path, store):
+def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch):
     run = make_run(tmp_path / "results" / "row" / "seed_0")
-    holder = sqlite3.connect(tmp_path / "results" / "mlflow.db", check_same_thread=False)
+    holder = sqlite3.connect(tmp_path / "results" / "mlflow.db")
     holder.execute("BEGIN EXCLUSIVE")
-    threading.Timer(3, holder.rollback).start()
+    deliver, failures = Delivery.deliver_all, []
+
+    def unlock_after_failure(delivery):
+        try:
+            return deliver(delivery)
+        except StoreUnavailable as error:
+            failures.append(str(error))
+            holder.rollback()
+            raise
+
+    monkeypatch.setattr(Delivery, "deliver_all", unlock_after_failure)
     assert track(run, uri=store)["delivered"]
+    assert len(failures) == 1
+    assert "locked" in failures[0]
     assert_whole(store, only_run(store))
 
 
@@ -228,9 +257,7 @@ def test_a_read_only_database_costs_a_warning_at_once(tmp_path, store):
     run = make_run(tmp_path / "results" / "row" / "seed_0")
     database = tmp_path / "results" / "mlflow.db"
     database.chmod(0o444)
-    begin = time.monotonic()
-    track_unprivileged(run, store)
-    assert time.monotonic() - begin < 60
+    assert track_unprivileged(run, store).count("delivery tried") == 1
     assert answer(run)["delivered"] is False
     assert "readonly" in answer(run)["error"]
     database.chmod(0o644)
@@ -247,15 +274,32 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
     assert "cannot be written" in answer(run)["error"]
 
 
+TRACK = """
+import sys
+from cae_seg.cli import main
+from cae_seg.tracking.sync import Delivery
+
+deliver = Delivery.deliver_all
+
+def note_and_deliver(delivery):
+    print("delivery tried", file=sys.stderr)
+    return deliver(delivery)
+
+Delivery.deliver_all = note_and_deliver
+sys.exit(main())
+"""
+
+
 def track_unprivileged(run, uri):
-    """Track in a process that file modes bind, which root's own do not."""
+    """Track in a process that file modes bind, which root's own do not; return what it printed."""
     drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
-    command = [*drop, sys.executable, "-m", "cae_seg.cli", "track", str(run)]
+    command = [*drop, sys.executable, "-c", TRACK, "track", str(run)]
     environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("NOT DELIVERED") == 1
     assert "Traceback" not in done.stderr
+    return done.stderr
 
 
 def _track_in_child(run, uri, start):
@@ -274,7 +318,7 @@ def track_together(runs, uri):
         child.start()
     start.set()
     for child in children:
-        child.join(300)
+        child.join(WAIT_SECONDS)
     assert [child.exitcode for child in children] == [0] * len(children)
 
 

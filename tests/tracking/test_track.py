@@ -258,7 +258,7 @@ def test_passwords_stay_secret(run, caplog):
     with caplog.at_level(logging.WARNING):
         result = track(run, uri="http://me:hush@127.0.0.1:9/", patience=0)
     assert not result["delivered"]
-    assert result["uri"] == "http://me:***@127.0.0.1:9/"
+    assert result["uri"] == "http://***@127.0.0.1:9/"
     assert "hush" not in caplog.text + json.dumps(result)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import requests
 from browser import open_browser, require_browser
-from conftest import wait_for
 from made_up_runs import make_run
+from waiting import wait_until
 
 from cae_seg.tracking import track
 
@@ -54,7 +54,7 @@ def address(study):
     ui = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         line = ui.stdout.readline()
-        wait_for(lambda: _answers(port))
+        wait_until("the UI answers", lambda: _answers(port))
         yield re.search(r"http://\S+", line).group()
     finally:
         ui.terminate()

@@ -102,7 +102,14 @@ def recipe_options(wildcards) -> list[str]:
     """Return what a row changes in its config beyond the learning rate."""
     found = row(wildcards)
     pairs = [f"--cfg-options={key}={value}" for key, value in found.options.items()]
-    return [*flag("deterministic", found.deterministic), *pairs]
+    crop = ["--crop-size", *map(str, found.crop_size)] if found.crop_size else []
+    return [
+        *flag("deterministic", found.deterministic),
+        *flag("iterations", found.iterations),
+        *flag("batch-size", found.batch_size),
+        *crop,
+        *pairs,
+    ]
 
 
 # Parameters that depend on `resources` are no reason to run again: other hardware, same run.

@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import re
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import requests
 
@@ -29,14 +30,18 @@ def is_url(source: str) -> bool:
 
 def url_name(url: str) -> str:
     """Return the file name that a URL ends with."""
-    return Path(urlsplit(url).path).name or "download"
+    name = Path(_split(url).path).name
+    return name if name not in ("", ".", "..") else "download"
 
 
 def download(url: str, target: Path, *, sha256: str | None = None) -> Path:
     """Fetch `url` to `target`; go on where an earlier try stopped.
 
     What has arrived lies in `<target>.part` until it is whole and, where `sha256` is given, until
-    it hashes to that. A file that changed on the server meanwhile is fetched anew.
+    it hashes to that. A file that changed on the server meanwhile is fetched again.
+
+    `${NAME}` in the address stands for an environment variable, so that no secret has to be
+    written into a sheet; user names and passwords are taken from `~/.netrc`.
 
     Returns:
         `target`.
@@ -45,8 +50,7 @@ def download(url: str, target: Path, *, sha256: str | None = None) -> Path:
         UserError: the address does not answer, refuses, or sends something else.
     """
     target = Path(target)
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise UserError(f"{url}: only http and https addresses can be downloaded; give a path")
+    address = _expand(url)
     if target.exists():
         check_sha256(target, sha256)
         return target
@@ -54,7 +58,7 @@ def download(url: str, target: Path, *, sha256: str | None = None) -> Path:
     part = target.with_name(target.name + ".part")
     for left in reversed(range(TRIES)):
         try:
-            _fetch(url, part)
+            _fetch(address, part)
             break
         except (_Interrupted, requests.ConnectionError, requests.Timeout) as error:
             if not left:
@@ -73,6 +77,27 @@ def download(url: str, target: Path, *, sha256: str | None = None) -> Path:
     os.replace(part, target)
     _forget(part)
     return target
+
+
+def _expand(url: str) -> str:
+    """Return the address with its `${NAME}` replaced from the environment."""
+    names = re.findall(r"\$\{(\w+)\}", url)
+    if missing := [name for name in names if name not in os.environ]:
+        raise UserError(f"{url}: the environment variable {missing[0]} is not set; export it")
+    address = re.sub(r"\$\{(\w+)\}", lambda name: os.environ[name[1]], url)
+    if _split(address).scheme not in ("http", "https"):
+        raise UserError(f"{url}: only http and https addresses can be downloaded; give a path")
+    return address
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        if parts.port == 0 or ("://" in url and not parts.hostname):
+            raise ValueError("no host, or port 0")
+    except ValueError as error:
+        raise UserError(f"{url}: is not a valid address ({error}); correct it") from error
+    return parts
 
 
 def check_sha256(path: Path, expected: str | None) -> None:

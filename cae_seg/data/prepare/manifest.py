@@ -2,12 +2,14 @@
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_text, read_json
+from cae_seg.redaction import redact
 
 SCHEMA = 1
 SPLITS = ("training", "validation")
@@ -26,7 +28,9 @@ class Manifest:
         classes: the 150 class names in the order of their numbers.
         counts: images per split.
         files: per split, stem → (bytes of the image, bytes of the annotation).
-        source: the URL, archive or folder that it came from.
+        source: the URL (without credentials), archive or folder that it came from.
+        marks: path below `root` → size, time and SHA-256, right after the verification; kept in
+            the index (`index.py`) and empty in a manifest that was read.
     """
 
     root: Path
@@ -35,6 +39,12 @@ class Manifest:
     counts: dict[str, int]
     files: dict[str, dict[str, tuple[int, int]]]
     source: str
+    marks: Mapping[str, tuple[int, int, str]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", redact(self.source))
 
 
 def image_path(root: Path, split: str, stem: str) -> Path:
@@ -114,5 +124,5 @@ def _from_json(path: Path, value: Any) -> Manifest:
             },
             source=str(value["source"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not a manifest of this tool; {AGAIN}") from error

@@ -22,6 +22,7 @@ from filelock import FileLock
 
 from cae_seg.data.prepare.download import check_sha256, download, is_url, url_name
 from cae_seg.data.prepare.extract import STAMP, archive_digest, extract, extracted_digest
+from cae_seg.data.prepare.index import check_unchanged, load_index, save_index
 from cae_seg.data.prepare.manifest import (
     FOLDER,
     SPLITS,
@@ -32,6 +33,7 @@ from cae_seg.data.prepare.manifest import (
 from cae_seg.data.prepare.verify import LISTS, verify
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, read_json
+from cae_seg.redaction import redact
 
 # What was verified, in our own keeping: Snakemake deletes the manifest before it calls us.
 RECORD = ".verified.json"
@@ -66,14 +68,24 @@ def prepare(
     root, manifest = Path(root), Path(manifest)
     with _plain_errors(root), _exclusive(root):
         identity = _identity(source, sha256)
-        known = _known(root, identity)
+        known = _known(root, identity, manifest)
         if known is None:
             manifest.unlink(missing_ok=True)
             known = _make_ready(source, root, sha256, expected)
+            save_index(known.marks, known.fingerprint, manifest)
             _remember(root, identity, known)
         _check_counts(known, expected)
         save_manifest(known, manifest)
     return known
+
+
+def verify_prepared(manifest: Path) -> int:
+    """Hash every file of a prepared data set again and return their number.
+
+    Raises:
+        UserError: a file is missing or changed since the preparation.
+    """
+    return check_unchanged(load_manifest(manifest), manifest, thorough=True)
 
 
 def _make_ready(
@@ -138,7 +150,7 @@ def _data_folder(folder: Path, source: str) -> Path:
 def _identity(source: str, sha256: str | None) -> list[Any]:
     """Return what tells this source from another, or from itself after a change."""
     if is_url(source):
-        return [source, sha256]
+        return [redact(source), sha256]
     try:
         stat = os.stat(source)
     except FileNotFoundError as error:
@@ -149,14 +161,15 @@ def _identity(source: str, sha256: str | None) -> list[Any]:
     return [path, sha256, stat.st_size, stat.st_mtime_ns]
 
 
-def _known(root: Path, identity: list[Any]) -> Manifest | None:
+def _known(root: Path, identity: list[Any], manifest: Path) -> Manifest | None:
     """Return what was verified before, if it came from this source and no file changed since."""
     try:
         record = read_json(root / RECORD)
         if record["identity"] != identity:
             return None
         known = load_manifest(root / OUR_MANIFEST)
-        return known if record["files"] == _listing(known) else None
+        indexed = load_index(manifest, known.fingerprint) is not None
+        return known if indexed and record["files"] == _listing(known) else None
     except (UserError, KeyError, TypeError, FileNotFoundError):
         return None
 

@@ -11,8 +11,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from cae_seg.data.images import TooLarge, check_pixels, oriented_size
+from cae_seg.data.prepare.index import FileMark, mark_file
 from cae_seg.data.prepare.manifest import CLASSES, SPLITS, Manifest, annotation_path, image_path
 from cae_seg.errors import UserError
 from cae_seg.progress import progress
@@ -21,6 +23,7 @@ CLASS_FILE = "objectInfo150.txt"
 SCENE_FILE = "sceneCategories.txt"
 LISTS = (CLASS_FILE, SCENE_FILE)
 NAMED_PROBLEMS = 3
+LONGEST_RATIO = 200  # of the sides of an image: a longer one shrinks to no pixel in a transform
 # Below this many pairs, starting processes costs more than they save.
 FEW_PAIRS = 500
 PNG_GREY, PNG_KINDS = 0, {2: "in colour", 3: "in palette colours", 4: "with alpha", 6: "in colour"}
@@ -32,8 +35,7 @@ class Pair:
 
     split: str
     stem: str
-    sizes: tuple[int, int] = (0, 0)
-    digests: tuple[str, str] = ("", "")
+    marks: tuple[FileMark, ...] = ()
     problem: str | None = None
 
 
@@ -61,13 +63,22 @@ def verify(
     problems += [pair.problem for pair in pairs if pair.problem]
     if problems:
         raise UserError(_summary(source, problems))
+    marks = _marks(root, pairs)
     return Manifest(
         root=root,
-        fingerprint=_fingerprint(root, pairs),
+        fingerprint=_fingerprint(marks),
         classes=classes,
         counts={split: len(stems[split]) for split in SPLITS},
-        files={s: {pair.stem: pair.sizes for pair in pairs if pair.split == s} for s in SPLITS},
+        files={
+            split: {
+                pair.stem: tuple(mark.size for mark in pair.marks)
+                for pair in pairs
+                if pair.split == split
+            }
+            for split in SPLITS
+        },
         source=source,
+        marks=marks,
     )
 
 
@@ -145,14 +156,12 @@ def check_pair(root: Path, job: tuple[str, str]) -> Pair:
     split, stem = job
     paths = image_path(root, split, stem), annotation_path(root, split, stem)
     try:
-        contents = [path.read_bytes() for path in paths]
+        marks, contents = zip(*map(mark_file, paths), strict=True)
         shape = _image_size(contents[0], paths[0].relative_to(root))
         _check_annotation(contents[1], paths[1].relative_to(root), shape)
     except (_Problem, OSError) as error:
         return Pair(split, stem, problem=str(error))
-    sizes = len(contents[0]), len(contents[1])
-    digests = tuple(hashlib.sha256(content).hexdigest() for content in contents)
-    return Pair(split, stem, sizes, digests)
+    return Pair(split, stem, marks)
 
 
 class _Problem(Exception):
@@ -162,10 +171,23 @@ class _Problem(Exception):
 def _image_size(content: bytes, name: Path) -> tuple[int, int]:
     try:
         with Image.open(BytesIO(content), formats=["JPEG"]) as image:
+            size = oriented_size(image)
+            _check_size(size, name)
             image.load()
-            return image.size
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+            return size
+    except _Problem:
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds on damaged bytes
         raise _Problem(f"{name} is not a readable JPEG") from error
+
+
+def _check_size(size: tuple[int, int], name: Path) -> None:
+    try:
+        check_pixels(size)
+    except TooLarge as error:
+        raise _Problem(f"{name}: {error}") from error
+    if max(size) > LONGEST_RATIO * min(size):
+        raise _Problem(f"{name} is {size[0]}×{size[1]}, more than {LONGEST_RATIO} to 1")
 
 
 def _check_annotation(content: bytes, name: Path, shape: tuple[int, int]) -> None:
@@ -178,8 +200,11 @@ def _check_annotation(content: bytes, name: Path, shape: tuple[int, int]) -> Non
         raise _Problem(f"{name} has {depth} bits instead of 8")
     try:
         with Image.open(BytesIO(content), formats=["PNG"]) as image:
+            _check_size(image.size, name)
             values = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except _Problem:
+        raise
+    except Exception as error:
         raise _Problem(f"{name} is not a readable PNG") from error
     if values.shape[::-1] != shape:
         wide, high = values.shape[::-1]
@@ -196,19 +221,21 @@ def _summary(source: str, problems: list[str]) -> str:
     return f"{source}: {count}: {named}{rest}; mend the files or get the archive again"
 
 
-def _fingerprint(root: Path, pairs: list[Pair]) -> str:
-    lines = []
+def _marks(root: Path, pairs: list[Pair]) -> dict[str, FileMark]:
+    """Return the marks of all files by their path below `root`."""
+    marks = {}
     for pair in pairs:
         paths = (
             image_path(root, pair.split, pair.stem),
             annotation_path(root, pair.split, pair.stem),
         )
-        for path, size, digest in zip(paths, pair.sizes, pair.digests, strict=True):
-            lines.append((path.relative_to(root).as_posix(), size, digest))
-    for name in LISTS:
-        content = (root / name).read_bytes()
-        lines.append((name, len(content), hashlib.sha256(content).hexdigest()))
+        for path, mark in zip(paths, pair.marks, strict=True):
+            marks[path.relative_to(root).as_posix()] = mark
+    return marks | {name: mark_file(root / name)[0] for name in LISTS}
+
+
+def _fingerprint(marks: dict[str, FileMark]) -> str:
     whole = hashlib.sha256()
-    for line in sorted(lines):
-        whole.update("\0".join(map(str, line)).encode() + b"\n")
+    for name, mark in sorted(marks.items()):
+        whole.update(f"{name}\0{mark.size}\0{mark.sha256}\n".encode(errors="surrogateescape"))
     return whole.hexdigest()

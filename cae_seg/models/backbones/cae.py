@@ -12,20 +12,19 @@ import torch
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
 from timm.layers import PatchEmbed, to_2tuple, trunc_normal_
-from timm.models.beit import Attention, Block, RelativePositionBias
+from timm.models.beit import Attention, RelativePositionBias
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cae_seg.models.layers.batch_norm import AnyDeviceSyncBN
+from cae_seg.models.layers.residual_block import ResidualBlock
 from cae_seg.models.layers.stochastic import SampleDropPath
 from cae_seg.models.ops.attention import attend
 from cae_seg.models.ops.convolution import Deconvolution
+from cae_seg.models.ops.relative_bias import RelativeBias
 from cae_seg.models.pretrained.architectures import VIT
 from cae_seg.models.pretrained.load import FilledFromCheckpoint
-
-# Fused attention kernels copy a bias whose rows do not begin at multiples of this many elements.
-ROW_ALIGNMENT = 16
 
 
 def sincos_position_embedding(
@@ -47,52 +46,6 @@ def sincos_position_embedding(
     x, y = columns.flatten()[:, None] * omega, rows.flatten()[:, None] * omega
     patches = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
     return torch.cat([torch.zeros(1, dim), patches])[None]
-
-
-class RelativeBias(torch.autograd.Function):
-    """Lay a relative position table out as the matrix that is added to the attention scores.
-
-    Equal to `table[relative_position_index]` and its gradient, several times faster: neighbouring
-    queries see the same row of the table shifted by one. The gradient is summed in the table's own
-    precision and order, so it is the same each time.
-    """
-
-    @staticmethod
-    def forward(ctx, table: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
-        """Return (heads, N, N) with N = 1 + height·width of a ((2h−1)(2w−1)+3, heads) table."""
-        ctx.grid = height, width
-        ctx.like = table.dtype, table.shape
-        tokens, heads = 1 + height * width, table.shape[1]
-        stride = -(-tokens // ROW_ALIGNMENT) * ROW_ALIGNMENT
-        offsets = table[:-3].t().reshape(heads, 2 * height - 1, 2 * width - 1).to(dtype)
-        windows = offsets.flip(1, 2).unfold(1, height, 1).unfold(2, width, 1).flip(1, 2)
-        bias = table.new_zeros(heads, tokens, stride, dtype=dtype)[..., :tokens]
-        bias[:, 0, 1:] = table[-3, :, None]  # class token to patch
-        bias[:, 1:, 0] = table[-2, :, None]  # patch to class token
-        bias[:, 0, 0] = table[-1]
-        patches = bias[:, 1:, 1:].unflatten(1, (height, width)).unflatten(3, (height, width))
-        patches.copy_(windows)  # heads, query row, query column, key row, key column
-        return bias
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        """Sum the gradient of (heads, N, N) over each pair of offsets."""
-        height, width = ctx.grid
-        dtype, shape = ctx.like
-        heads = shape[1]
-        patches = grad[:, 1:, 1:].reshape(heads, height, width, height, width).transpose(2, 3)
-        rows = grad.new_zeros(heads, 2 * height - 1, width, width, dtype=dtype)
-        for i in range(height):
-            rows[:, height - 1 - i : 2 * height - 1 - i] += patches[:, i]
-        both = grad.new_zeros(heads, 2 * height - 1, 2 * width - 1, dtype=dtype)
-        for j in range(width):
-            both[:, :, width - 1 - j : 2 * width - 1 - j] += rows[:, :, j]
-        table = grad.new_empty(shape, dtype=dtype)
-        table[:-3] = both.flip(1, 2).flatten(1).t()
-        table[-3] = grad[:, 0, 1:].sum(1, dtype=dtype)
-        table[-2] = grad[:, 1:, 0].sum(1, dtype=dtype)
-        table[-1] = grad[:, 0, 0]
-        return table, None, None, None
 
 
 def _keep_index(module: nn.Module) -> None:
@@ -118,19 +71,22 @@ class CAEAttention(Attention):
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
         """Attend over tokens: (B, N, C) → (B, N, C)."""
-        batch, tokens, _ = x.shape
         bias = None
         if self.q_bias is not None:
             bias = torch.cat([self.q_bias, self.k_bias, self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias).view(batch, tokens, 3, self.num_heads, -1)
-        x = attend(
+        qkv = F.linear(x, self.qkv.weight, bias)
+        return self.proj_drop(self.proj(self.mix(qkv, shared_rel_pos_bias)))
+
+    def mix(self, qkv: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+        """Mix the values of all tokens: (B, N, 3 · C) → (B, N, C)."""
+        qkv = qkv.unflatten(2, (3, self.num_heads, -1))
+        return attend(
             qkv,  # B, N, 3, heads, C / heads
             self._score_bias(qkv.dtype, shared_rel_pos_bias),
             self.scale,
             dropout=self.attn_drop.p if self.training else 0.0,
             tiled=self.fast,
         )
-        return self.proj_drop(self.proj(x))
 
     def _score_bias(self, dtype: torch.dtype, shared: Tensor | None) -> Tensor | None:
         if self.relative_position_bias_table is None:
@@ -298,10 +254,10 @@ def _block(
     init_values: float | None,
     drop_path: float,
     attention: partial,
-) -> Block:
+) -> ResidualBlock:
     """Build one transformer block; dropout in the MLP stands after its second layer only."""
     norm = partial(nn.LayerNorm, eps=1e-6)
-    block = Block(
+    block = ResidualBlock(
         dim, heads, mlp_ratio=mlp_ratio, proj_drop=drop, init_values=init_values, norm_layer=norm
     )
     block.attn = attention()

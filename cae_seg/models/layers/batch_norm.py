@@ -116,3 +116,35 @@ class AnyDeviceSyncBN(nn.SyncBatchNorm):
         if self.track_running_stats:
             self.running_mean.lerp_(mean.to(self.running_mean), momentum)
             self.running_var.lerp_(unbiased_var.to(self.running_var), momentum)
+
+
+class AnyDeviceSyncBNAct(AnyDeviceSyncBN):
+    """`AnyDeviceSyncBN` followed by dropout and activation, in place of timm's `BatchNormAct2d`."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise and activate (N, C, H, W); the shape stays."""
+        return self.act(self.drop(super().forward(input)))
+
+
+def synchronise_batch_norms(model: nn.Module) -> None:
+    """Replace the 2-D batch norms within a model by synchronised ones, in place."""
+    for parent in list(model.modules()):
+        for name, norm in list(parent.named_children()):
+            if isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, name, _synchronised(norm))
+
+
+def _synchronised(norm: nn.BatchNorm2d) -> AnyDeviceSyncBN:
+    with_activation = hasattr(norm, "act")
+    kind = AnyDeviceSyncBNAct if with_activation else AnyDeviceSyncBN
+    synchronised = kind(
+        norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+    )
+    if with_activation:
+        synchronised.drop, synchronised.act = norm.drop, norm.act
+    for kind_of_state in ("_parameters", "_buffers"):
+        getattr(synchronised, kind_of_state).update(getattr(norm, kind_of_state))
+    return synchronised.train(norm.training)

@@ -34,15 +34,26 @@ class _SampleMask(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` (samples first) masked; the shape stays."""
-        if not self.training or self.drop_prob == 0:
+        mask = self.mask_for(x)
+        if mask is None:
             return x
+        return x * mask.to(x.dtype).view(len(x), self.width, *[1] * (x.dim() - 2))
+
+    def mask_for(self, x: Tensor) -> Tensor | None:
+        """Return the mask (samples, width) that `x` would be multiplied by, if any.
+
+        Raises:
+            RuntimeError: the masks were drawn for another number of samples.
+        """
+        if not self.training or self.drop_prob == 0:
+            return None
         mask = self._random_mask(x) if self.mask is None else self.mask
         if len(mask) != len(x):
             raise RuntimeError(
                 f"masks were set for {len(mask)} samples, the batch has {len(x)}: "
                 "call set_randomness before each batch"
             )
-        return x * mask.to(x.dtype).view(len(x), self.width, *[1] * (x.dim() - 2))
+        return mask
 
     def _random_mask(self, x: Tensor) -> Tensor:
         keep = 1 - self.drop_prob

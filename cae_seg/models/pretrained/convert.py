@@ -14,6 +14,7 @@ from cae_seg.errors import UserError
 from cae_seg.models.pretrained.architectures import Architecture
 from cae_seg.models.pretrained.layouts import Layout, Tensors, find_tensors, recognise_layout
 from cae_seg.models.pretrained.report import Report, summarise_names
+from cae_seg.models.pretrained.values import check_values
 
 
 @dataclass
@@ -73,6 +74,7 @@ def fit_tensors(
         UserError: a tensor has no place in the backbone, or another size.
     """
     translated = _translate(tensors, model, dropped)
+    check_values(translated, model.state_dict(), source)
     resized: list[str] = []
     fitted = _adapt_sizes(translated, model, resized, source)
     _check_places(fitted, model, source)
@@ -121,7 +123,8 @@ def _adapt_sizes(tensors: Tensors, model: nn.Module, resized: list[str], source:
 
 
 def _resized(name: str, value: Tensor, wanted: Tensor, model: nn.Module, source: str) -> Tensor:
-    resized = model.architecture.resize(name, value, model)
+    comparable = value.ndim == wanted.ndim and value.numel()
+    resized = model.architecture.resize(name, value, model) if comparable else None
     if resized is None or resized.shape != wanted.shape:
         raise UserError(
             f"{source}: {name} is {tuple(value.shape)}, the backbone's is "

@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from cae_seg.errors import UserError
+from cae_seg.models.pretrained.values import check_kinds
 
 # Types without behaviour that training scripts store beside the weights: arguments and numbers.
 INERT_TYPES = [
@@ -35,7 +37,8 @@ def load_checkpoint_file(path: str | Path) -> dict:
     tensors, containers and numbers, and the inert types listed here.
 
     Raises:
-        UserError: missing, unreadable, truncated, not a checkpoint, or in need of pickled code.
+        UserError: missing, unreadable, truncated, damaged, not a checkpoint, in need of pickled
+            code, or with tensors of a kind that no network has.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,6 +48,8 @@ def load_checkpoint_file(path: str | Path) -> dict:
         contents = _read(path)
     except PermissionError as error:
         raise UserError(f"{path}: may not be read; check the file's rights") from error
+    except _Damaged as error:
+        raise UserError(f"{path}: {error}") from error
     except Exception as error:  # readers raise a dozen kinds on damaged bytes
         raise UserError(f"{path}: {_reading_problem(error, path)}") from error
     if not isinstance(contents, Mapping):
@@ -52,6 +57,7 @@ def load_checkpoint_file(path: str | Path) -> dict:
             f"{path}: holds a {type(contents).__name__}, not a checkpoint's dictionary; "
             "see docs/checkpoints.md for the layouts"
         )
+    check_kinds(contents, path)
     return dict(contents)
 
 
@@ -60,9 +66,23 @@ def _read(path: Path) -> Any:
         from safetensors.torch import load_file
 
         return load_file(path)
+    if damaged := _damaged_part(path):
+        raise _Damaged(f"is damaged (checksum of {damaged}); download it again")
     with torch.serialization.safe_globals(INERT_TYPES), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # on the pickle protocol: an error follows
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class _Damaged(Exception):
+    """A part of the file does not have its checksum, which torch does not look at."""
+
+
+def _damaged_part(path: Path) -> str | None:
+    """Return the first part of a zip archive whose CRC-32 is wrong; None for other files."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def _reading_problem(error: Exception, path: Path) -> str:

@@ -70,7 +70,7 @@ def resize_geometric_bias_table(table: Tensor, grid: tuple[int, int]) -> Tensor 
     Returns:
         ((2h−1)(2w−1) + 3, heads), or None where the source is no square.
     """
-    side = math.isqrt(table.shape[0] - 3)
+    side = math.isqrt(max(table.shape[0] - 3, 0))
     if side**2 != table.shape[0] - 3 or side % 2 == 0:
         return None
     sources = [geometric_offsets(side, 2 * n - 1) for n in grid]

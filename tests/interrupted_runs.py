@@ -1,15 +1,16 @@
-"""One combination, run under many names and disturbed in many ways, and how to look at its runs."""
+"""One combination that is trained under many names and interrupted in many ways."""
 
 import hashlib
 import json
 import signal
 import sqlite3
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import yaml
+from gate import write_gated_config
+
+from cae_seg.run.work_dir import WorkDir
 
 MEASURES = ("mIoU", "mAcc", "aAcc", "per_class", "images")
 BACKBONE = {"backbone": "ViT-tiny", "pretraining_epochs": 300, "learning_rate": "1e-3"}
@@ -20,14 +21,15 @@ DATA = {
     "expected": {"training": 64, "validation": 24},
 }
 ITERATIONS, INTERVAL = 60, 10
-# All rows are the same run: two ranks on the CPU, on two of the pretended GPUs.
+RECIPE = "configs_local/cae/upernet/upernet_cae_tiny_demo.py"
+# All rows are the same run: two ranks on the CPU, on two of the simulated GPUs.
 DEFAULTS = {
     "gpus": 2,
     "cpus": 2,
     "device": "cpu",
     "precision": "fp32",
+    "iterations": ITERATIONS,
     "options": {
-        "train_cfg.max_iters": ITERATIONS,
         "train_cfg.val_interval": ITERATIONS // 2,
         "default_hooks.checkpoint.interval": INTERVAL,
         "default_hooks.logger.interval": 1,
@@ -35,25 +37,18 @@ DEFAULTS = {
 }
 
 
-def wait_until(what: str, ready: Callable[[], object], seconds: float = 300) -> object:
-    """Wait until `ready` returns something true, and return it."""
-    end = time.monotonic() + seconds
-    while not (found := ready()):
-        assert time.monotonic() < end, f"waited {seconds:.0f} s in vain: {what}"
-        time.sleep(0.2)
-    return found
-
-
 def write_sheet(path: Path, rows: dict[str, dict], **defaults: object) -> None:
-    """Write a sheet of rows that are all the same run; its results go to a folder of its name."""
+    """Write a sheet whose rows are all the same run, and the gated config that they train.
+
+    The results go to a folder of the sheet's name.
+    """
+    keys = BACKBONE | {"checkpoint": CHECKPOINT}
+    keys["config"] = write_gated_config(path.parent, RECIPE)
     sheet = {
         "results": f"results/{path.stem}",
         "data": DATA,
         "defaults": DEFAULTS | defaults,
-        "experiments": [
-            {"name": row, "checkpoint": CHECKPOINT, **BACKBONE, **keys}
-            for row, keys in rows.items()
-        ],
+        "experiments": [{"name": row, **keys, **own} for row, own in rows.items()],
     }
     path.write_text(yaml.safe_dump(sheet))
 
@@ -70,29 +65,40 @@ def tracked_runs(store: Path) -> tuple[int, list[tuple]]:
 
 
 class Run:
-    """The files of one run, as they are at the moment."""
+    """The files of one run as they are at the moment, and its gate."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.work = path / "work"
 
+    def hold(self, iteration: int) -> None:
+        """Let the run train up to an iteration and wait there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "gate.new").write_text(str(iteration))
+        (self.path / "gate.new").rename(self.path / "gate")
+
+    def release(self) -> None:
+        """Let the run train to its end."""
+        (self.path / "gate").unlink(missing_ok=True)
+
+    @property
+    def held(self) -> bool:
+        """Whether a living process of the run waits at its gate."""
+        try:
+            note = json.loads((self.path / "held").read_text())
+            alive = psutil.Process(note["pid"]).status() != psutil.STATUS_ZOMBIE
+            return alive and note["iteration"] == int((self.path / "gate").read_text())
+        except (FileNotFoundError, psutil.NoSuchProcess):
+            return False
+
     def lines(self, kind: str) -> list[dict]:
         """Return the lines of one kind in the record; a torn last one is left out."""
         try:
-            text = (self.work / "record.jsonl").read_text()
+            text = WorkDir(self.work).record.read_text()
         except FileNotFoundError:
             return []
         found = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
         return [line for line in found if line["kind"] == kind]
-
-    @property
-    def finished(self) -> bool:
-        """Say whether training has come to its end."""
-        return bool(self.events("finish"))
-
-    def reached(self, iteration: int) -> bool:
-        """Say whether training has come to an iteration."""
-        return any(line["iteration"] >= iteration for line in self.lines("train"))
 
     def events(self, name: str) -> list[int]:
         """Return the iterations at which something happened."""
@@ -104,7 +110,7 @@ class Run:
         return len(iterations) - len(set(iterations))
 
     def log(self) -> str:
-        """Return what a person was told about all attempts."""
+        """Return the console log of all attempts."""
         return (self.path / "console.log").read_text()
 
     def json(self, name: str) -> dict:

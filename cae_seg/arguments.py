@@ -1,0 +1,64 @@
+"""Types of command-line arguments: numbers in a range, files and folders that can be written.
+
+Each raises `argparse.ArgumentTypeError`, which the parser turns into one line with the option.
+"""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from cae_seg.errors import UserError
+from cae_seg.files import check_output_file, check_writable
+
+LARGEST_SEED = 2**32 - 1
+
+
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """Return the type of a whole number between two bounds, both included."""
+
+    def parse(text: str) -> int:
+        # int() alone also accepts "1_000", " 7" and digits of other scripts.
+        value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else None
+        if value is None or not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return value
+
+    return parse
+
+
+def number(least: float, *, included: bool = True) -> Callable[[str], float]:
+    """Return the type of a finite number from `least` on, which itself may be excluded."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and (value > least or (included and value == least))):
+            bound = f"at least {least:g}" if included else f"above {least:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is no number {bound}")
+        return value
+
+    return parse
+
+
+def output_file(text: str) -> Path:
+    """Return the path of a file to write, which must be possible."""
+    return _checked(text, check_output_file)
+
+
+def output_folder(text: str) -> Path:
+    """Return the path of a folder to write into, which must be possible."""
+    return _checked(text, check_writable)
+
+
+def _checked(text: str, check: Callable[[Path], None]) -> Path:
+    try:
+        if not text:
+            raise UserError("is empty; name a path")
+        check(Path(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)

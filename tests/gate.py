@@ -1,0 +1,112 @@
+"""A gate in the training pipeline, so that a test decides when a run is interrupted.
+
+`write_gated_config` puts it behind the last transform of a shipped config. A run whose folder
+holds a file `gate` with a number N waits once iteration N is in its record, before it trains the
+next one, and reports that in the file `held`. It trains on when the file is removed or names a
+later iteration. A signal that asks the run to stop removes the file, because a run that waits for
+data cannot react to it.
+"""
+
+import functools
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from mmengine.config import ConfigDict
+from mmengine.registry import TRANSFORMS
+
+POLL_SECONDS = 0.1
+CONFIG = """\
+_base_ = ["{base}"]
+
+from gate import gated
+
+custom_imports = dict(imports=["gate"], allow_failed_imports=False)
+train_dataloader = gated(_base_.train_dataloader)
+"""
+
+
+def write_gated_config(folder: Path, base: str) -> str:
+    """Write a config with a gate and this module into a working folder; return its path there."""
+    shutil.copy2(__file__, folder / "gate.py")
+    (folder / "gated.py").write_text(CONFIG.format(base=base))
+    return "gated.py"
+
+
+def gated(loader: ConfigDict) -> ConfigDict:
+    """Return the training loader with a gate behind the last transform of its data set."""
+    dataset = loader["dataset"]
+    while "dataset" in dataset:
+        dataset = dataset["dataset"]
+    dataset["pipeline"] = [*dataset["pipeline"], {"type": "Gate"}]
+    return loader
+
+
+@TRANSFORMS.register_module()
+class Gate:
+    """Pass samples on unchanged, and only while the run may train."""
+
+    def __call__(self, results: dict) -> dict:
+        run = _run_folder()
+        if run is not None and (run / "gate").exists():
+            _wait(run)
+        return results
+
+
+@functools.cache
+def _run_folder() -> Path | None:
+    """Return the folder of the run that this process writes the record of."""
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    this = psutil.Process()
+    for process in (this, *this.parents()):
+        words = process.cmdline()
+        if "--work-dir" in words:
+            return Path(words[words.index("--work-dir") + 1]).parent
+    return None
+
+
+def _wait(run: Path) -> None:
+    held = run / "held"
+    with _caught_signals() as signals:
+        while (limit := _limit(run)) is not None and _iteration(run) >= limit:
+            note = {"iteration": limit, "pid": os.getpid()}
+            held.with_name("held.new").write_text(json.dumps(note))
+            held.with_name("held.new").rename(held)
+            if select.select([signals], [], [], POLL_SECONDS)[0]:
+                (run / "gate").unlink(missing_ok=True)
+    held.unlink(missing_ok=True)
+
+
+def _limit(run: Path) -> int | None:
+    try:
+        return int((run / "gate").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _iteration(run: Path) -> int:
+    """Return the last iteration in the record of a run."""
+    from cae_seg.run.paths import open_run
+
+    return max(open_run(run).record().train, default=0)
+
+
+@contextmanager
+def _caught_signals() -> Iterator[socket.socket]:
+    """Yield a socket that becomes readable when this process catches a signal."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield reader
+        finally:
+            signal.set_wakeup_fd(before)
