@@ -5,11 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-<<<<<<< HEAD
-import time
 from pathlib import Path
-=======
->>>>>>> main
 
 import pytest
 import torch
