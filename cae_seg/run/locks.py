@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import BaseFileLock, SoftFileLease, Timeout, UnixFileLock
 
@@ -68,14 +69,13 @@ class FileLock:
 
     def owner(self) -> str:
         """Say who has the lock, as the owner wrote it down: host, process, since when."""
-        try:
-            note = json.loads(self._note.read_text())
-            if (note["host"], note["pid"]) == (socket.gethostname(), os.getpid()):
-                return "this process"
-            job = f", SLURM job {note['slurm_job_id']}" if note.get("slurm_job_id") else ""
-            return f"process {note['pid']} on {note['host']}{job} since {note['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
+        note = self.note()
+        if not {"host", "pid", "since"} <= note.keys():
             return "another process"
+        if (note["host"], note["pid"]) == (socket.gethostname(), os.getpid()):
+            return "this process"
+        job = f", SLURM job {note['slurm_job_id']}" if note.get("slurm_job_id") else ""
+        return f"process {note['pid']} on {note['host']}{job} since {note['since']}"
 
     def held_elsewhere(self) -> bool | None:
         """Tell whether some process has the lock; None if only its host could tell."""
@@ -89,13 +89,14 @@ class FileLock:
                 fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
             return None if error.errno in (errno.ENOENT, *_NO_LOCKS) else True
-        return False if self._note_host() in (None, socket.gethostname()) else None
+        return False if self.note().get("host") in (None, socket.gethostname()) else None
 
-    def _note_host(self) -> str | None:
-        try:
-            return json.loads(self._note.read_text())["host"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+    def note(self) -> dict[str, Any]:
+        """Return what the last owner wrote: host, pid, since, slurm_job_id; empty if it is lost."""
+        with contextlib.suppress(OSError, ValueError):
+            note = json.loads(self._note.read_text())
+            return note if isinstance(note, dict) else {}
+        return {}
 
     def _try(self, wait: float) -> bool:
         try:

@@ -101,6 +101,11 @@ class RunFolder:
         """Return where a rule of the workflow keeps the message of a user's mistake."""
         return self.path / f"error_{rule}.txt"
 
+    @property
+    def errors(self) -> list[Path]:
+        """Messages of users' mistakes that ended jobs of the last start."""
+        return sorted(self.path.glob("error_*.txt"))
+
     def facts(self) -> dict[str, Any]:
         """Return `run.json`, or `facts.json` of a run that is not finished.
 

@@ -4,11 +4,13 @@ import contextlib
 import json
 import logging
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, sha256_file
+from cae_seg.run.deadline import ask_slurm
 from cae_seg.run.locks import FileLock
 
 logger = logging.getLogger(__name__)
@@ -94,8 +96,21 @@ class WorkDir:
             self._set_aside("unknown")
 
     def has_writer(self) -> bool | None:
-        """Tell whether a process writes here; None if only its host, not this one, could tell."""
-        return self._lock.held_elsewhere()
+        """Tell whether a process writes here; None if neither the lock nor SLURM can tell.
+
+        Not every file system shares locks between hosts: a free lock of a SLURM job on another
+        host is free only if the job has ended.
+        """
+        held, job = self._lock.held_elsewhere(), self._lock.note().get("slurm_job_id")
+        if held is not None or not job:
+            return held
+        try:
+            state = ask_slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip()
+        except subprocess.CalledProcessError as error:
+            return False if "Invalid job id" in error.stderr else None
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return state not in ("", "PENDING")
 
     def leave(self) -> None:
         """Let another writer in."""
