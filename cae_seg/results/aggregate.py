@@ -32,7 +32,7 @@ def aggregate(runs: pd.DataFrame, *, code_fingerprint: str | None = None) -> pd.
 
 def _usual(finished: pd.DataFrame) -> dict[str, Any]:
     """Return what most finished runs have in common."""
-    columns = ("data", "iterations", "precision", "batch", "aug_test", "images")
+    columns = ("data", "iterations", "precision", "batch", "aug_test", "images", "changes")
     counts = {column: Counter(finished[column].dropna()) for column in columns}
     usual = {column: count.most_common(1)[0][0] for column, count in counts.items() if count}
     codes = Counter(code for codes in finished["code"] for code in codes)
@@ -103,7 +103,9 @@ def _notes(done: pd.DataFrame, usual: dict[str, Any], code: str | None) -> tuple
             write(value) for value in done[column].dropna() if value != usual.get(column)
         )
     ]
-    comparable = not notes
+    changes = set(done["changes"])
+    comparable = not notes and changes <= {usual.get("changes")}
+    notes += [f"not the recipe: {text}" for text in sorted(changes - {""})]
     notes += [f"{p}" for p in done["precision"].dropna().unique() if p != usual.get("precision")]
     codes = {value for values in done["code"] for value in values}
     if code is not None and codes - {code}:
