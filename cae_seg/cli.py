@@ -489,6 +489,7 @@ def _add_figures(commands: Any) -> None:
     parser = _add(commands, "figures", _figures, "draw the results of a sheet, test the claim")
     _add_sheet_option(parser)
     parser.add_argument("--out", type=output_folder, required=True, help="folder")
+    parser.add_argument("--paper", action="store_true", help="3.25 inches wide, for a column")
     parser.add_argument("--claim", type=output_file, help="the published claim, checked (Markdown)")
     _add_pages_option(parser)
 
@@ -497,7 +498,7 @@ def _figures(options: argparse.Namespace) -> None:
     from cae_seg.results.claim_page import write_claim
     from cae_seg.results.figures import write_figures
 
-    write_figures(options.sheet, options.out)
+    write_figures(options.sheet, options.out, paper=options.paper)
     if options.claim:
         write_claim(options.sheet, options.claim)
     if options.claim and options.pages:
@@ -521,13 +522,14 @@ def _ui(options: argparse.Namespace) -> None:
 
 
 def _add_doctor(commands: Any) -> None:
-    _add(commands, "doctor", _doctor, "say what this machine has and what is missing")
+    parser = _add(commands, "doctor", _doctor, "tell what this machine has and what is missing")
+    parser.add_argument("--sheet", type=Path, default=SHEET, help="whose jobs SLURM would take")
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from cae_seg.doctor import report
 
-    text, healthy = report()
+    text, healthy = report(options.sheet)
     print(text)
     return 0 if healthy else 1
 

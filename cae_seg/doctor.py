@@ -2,10 +2,11 @@
 
 import importlib
 import shutil
-import subprocess
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from cae_seg.site_checks import check_site, check_tracking
 
 PACKAGES = {
     "torch": "torch",
@@ -20,17 +21,21 @@ PACKAGES = {
 }
 
 
-def report() -> tuple[str, bool]:
-    """Return the lines of the check and whether everything needed is there."""
+def report(sheet: Path) -> tuple[str, bool]:
+    """Return the lines of the check and whether everything needed is there.
+
+    Args:
+        sheet: the experiments whose jobs SLURM is asked about.
+    """
     checks: list[Callable[[], tuple[bool, str]]] = [
         *(lambda name=name: _package(name) for name in PACKAGES),
         _cuda,
         _apex,
-        _slurm,
         _data,
         _disk,
+        check_tracking,
     ]
-    results = [check() for check in checks]
+    results = [*(check() for check in checks), *check_site(sheet)]
     lines = [f"{'ok  ' if good else 'MISSING'} {text}" for good, text in results]
     return "\n".join(lines), all(good for good, _ in results)
 
@@ -62,15 +67,6 @@ def _apex() -> tuple[bool, str]:
     except ImportError:
         return True, "NVIDIA apex: not there; only `--precision apex` needs it (see README)"
     return True, "NVIDIA apex: there"
-
-
-def _slurm() -> tuple[bool, str]:
-    if shutil.which("sbatch") is None:
-        return True, "SLURM: no sbatch here; use --profile local"
-    answer = subprocess.run(["sinfo", "--summarize"], capture_output=True, text=True, check=False)
-    if answer.returncode:
-        return False, f"SLURM: sbatch is there but sinfo fails ({answer.stderr.strip()})"
-    return True, "SLURM: answers; use --profile slurm"
 
 
 def _data() -> tuple[bool, str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cae_seg.errors import UserError
 from cae_seg.run.paths import RunFolder
-from cae_seg.sheet.sheet import Experiment, Sheet
+from cae_seg.sheet.reading import Sheet
+from cae_seg.sheet.schema import Experiment
 
 RULES = ("fine_tune", "evaluate")
 _TAIL_BYTES = 20_000

@@ -5,7 +5,9 @@ from pathlib import Path
 from cae_seg.run.paths import RunFolder
 from cae_seg.run.provenance import code_fingerprint
 from cae_seg.errors import UserError
-from cae_seg.sheet.sheet import EXPANDED, Experiment, Sheet, load_sheet
+from cae_seg.sheet.reading import Sheet, load_sheet
+from cae_seg.sheet.schema import Experiment
+from cae_seg.sheet.values import EXPANDED
 from cae_seg.files import read_json
 
 
@@ -190,15 +192,13 @@ def gres(wildcards, input, attempt, threads, rulename, async_run) -> str | None:
 
 
 def cpus(wildcards) -> int:
-    """Return the cores of a training: what the row says, or eight a GPU."""
-    found = row(wildcards)
-    return found.cpus or max(2, 8 * found.gpus // found.nodes)
+    """Return the cores of a training."""
+    return row(wildcards).cores
 
 
 def memory(wildcards) -> int:
     """Return the memory of a training on one node, MB."""
-    found = row(wildcards)
-    return 8000 + 16000 * (found.gpus // found.nodes)
+    return row(wildcards).memory_mb
 
 
 def work_weights(wildcards, input) -> str:
