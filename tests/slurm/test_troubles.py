@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, register, start, stop
-from disturbed_runs import wait_until
 from slurm_site import Site, stub_training
+from waiting import wait_until
 
 BANNER = """\
 #!/bin/sh
