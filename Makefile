@@ -1,8 +1,9 @@
 # make demo   the whole workflow on generated data, from nothing but CPython 3.11
 # make test   format, lint, workflow checks and all tests, SLURM included
+# make chaos  20 sequences of random faults on a test cluster (two hours on two cores)
 # make ui     the MLflow UI on this machine
 # make bench  stock mmsegmentation against cae-seg, into docs/benchmarks.md
-.PHONY: install demo test lint test-tools fast-test slow-test format ui bench
+.PHONY: install demo test lint test-tools fast-test slow-test chaos format ui bench
 
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
@@ -44,6 +45,9 @@ fast-test:
 
 slow-test:
 	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadgroup
+
+chaos: install test-tools
+	CAE_SEG_CHAOS=20 pytest -s -v tests/slurm/test_chaos.py
 
 format: install
 	ruff format .

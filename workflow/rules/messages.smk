@@ -1,4 +1,6 @@
 # What a person reads when a start is refused, and when a workflow has failed.
+import shlex
+
 from cae_seg.results.status import unfinished
 
 
