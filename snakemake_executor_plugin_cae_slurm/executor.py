@@ -106,7 +106,7 @@ class Executor(slurm.Executor):
         self._reported.pop("submission", None)
         logfile = Path(str(logfile).replace("%j", number))
         self.logger.info(f"{describe(job)}: SLURM job {number}, {name} (log: {logfile})")
-        aux = {"slurm_logfile": logfile, "cluster": cluster or cluster_of(job)}
+        aux = {"slurm_logfile": logfile, "cluster": cluster or cluster_of(job), "name": name}
         self._report_job_submission_threadsafe(SubmittedJobInfo(job, number, aux))
 
     def _command(self, job: JobExecutorInterface, name: str, logfile: Path) -> str:
@@ -143,17 +143,20 @@ class Executor(slurm.Executor):
     def _prefix(self) -> str:
         return self.workflow.executor_settings.jobname_prefix or ""
 
-    def _make_way(self, job: JobExecutorInterface, name: str) -> None:
+    def _make_way(self, job: JobExecutorInterface, name: str, own: str | None = None) -> None:
         """Cancel pending jobs of an earlier Snakemake for the same outputs; report running ones."""
         cluster = cluster_of(job)
         for number, state in commands.jobs_named(name, cluster).items():
+            if number == own:
+                continue
             if state.word == "PENDING":
                 commands.ask("scancel", number, cluster=cluster)
                 self.logger.info(f"{describe(job)}: replaces the pending SLURM job {number}")
             elif state.word != "COMPLETING":
-                self.logger.warning(
+                self._say_once(
+                    name,
                     f"{describe(job)}: SLURM job {number} of an earlier start still runs; the new "
-                    "job waits for it in the queue"
+                    "job waits for it in the queue",
                 )
 
     def _handle_refusal(self, job: JobExecutorInterface, errors: str) -> None:
@@ -304,6 +307,8 @@ class Executor(slurm.Executor):
         number, cluster = info.external_jobid, info.aux.get("cluster")
         if state.reason in REQUEUED_HELD:
             commands.ask("scontrol", "release", number, cluster=cluster)
+        elif state.reason == "Dependency" and "name" in info.aux:
+            self._make_way(info.job, info.aux["name"], own=number)
         elif not ORDINARY.match(state.reason):
             self._say_once(
                 number, f"{describe(info.job)}: SLURM job {number} does not start: {state.reason}"

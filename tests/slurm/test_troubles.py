@@ -46,7 +46,6 @@ def site(cluster, tmp_path_factory) -> Iterator[Site]:
     sbatch = folder / "sbatch"
     sbatch.write_text(BANNER.format(sbatch=shutil.which("sbatch", path=os.environ["PATH"])))
     sbatch.chmod(0o755)
-    site.environment |= OWN_SETTINGS
     yield site
     site.close()
 
@@ -63,7 +62,7 @@ def partition_down(site: Site, name: str) -> Iterator[None]:
 def test_a_refusal_for_good_is_one_line_and_is_not_repeated(site):
     rows = {name: {"resources": resources} for name, (resources, _) in REFUSED.items()}
     sheet = site.sheet("refused", rows | {"good": {}, "same": rows["no_partition"]})
-    process = site.snakemake(sheet, "--until", "fine_tune", "--retries", "3")
+    process = site.snakemake(sheet, "--until", "fine_tune", "--retries", "3", **OWN_SETTINGS)
     assert process.wait(300) == 1, site.said(sheet)[-3000:]
     lines = site.said(sheet).splitlines()
     for name, (_, setting) in REFUSED.items():
@@ -82,7 +81,7 @@ def test_a_limit_on_submissions_is_waited_for_without_a_retry(site):
     site.ask("sacctmgr", "-i", "modify", "user", getpass.getuser(), "set", "MaxSubmitJobs=1")
     try:
         sheet = site.sheet("limited_number", {f"row{number}": {} for number in range(3)})
-        process = site.snakemake(sheet, "--until", "fine_tune", "--retries", "0")
+        process = site.snakemake(sheet, "--until", "fine_tune", "--retries", "0", **OWN_SETTINGS)
         assert process.wait(400) == 0, (user, site.said(sheet)[-3000:])
     finally:
         site.ask("sacctmgr", "-i", "modify", "user", getpass.getuser(), "set", "MaxSubmitJobs=-1")
@@ -93,13 +92,13 @@ def test_a_pending_job_says_why_and_is_replaced_by_the_next_start(site):
     row = {"resources": {"slurm_partition": "cancel"}}
     sheet = site.sheet("closed", {"closed": row})
     with partition_down(site, "cancel"):
-        first = site.snakemake(sheet, "--until", "fine_tune")
+        first = site.snakemake(sheet, "--until", "fine_tune", **OWN_SETTINGS)
         wait_until("the reason", lambda: "does not start: PartitionDown" in site.said(sheet))
         job = site.job("closed", "PENDING")
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         site.unlock()
-        second = site.snakemake(sheet, "--until", "fine_tune", "--retries", "0")
+        second = site.snakemake(sheet, "--until", "fine_tune", "--retries", "0", **OWN_SETTINGS)
         wait_until("the new job", lambda: site.job("closed", "PENDING") not in ("", job))
         assert f"replaces the pending SLURM job {job}" in site.said(sheet)
     assert second.wait(300) == 0, site.said(sheet)[-3000:]
@@ -111,7 +110,9 @@ def test_a_site_without_accounting_is_served_by_squeue(site):
     stop(cluster, "slurmdbd")
     try:
         sheet = site.sheet("unaccounted", {"unaccounted": {}, "cancelled": {}})
-        process = site.snakemake(sheet, "--until", "fine_tune", "--retries", "0", STUB_SECONDS="20")
+        process = site.snakemake(
+            sheet, "--until", "fine_tune", "--retries", "0", STUB_SECONDS="20", **OWN_SETTINGS
+        )
         site_job = wait_until("cancelled runs", lambda: site.job("cancelled"))
         site.ask("scancel", site_job)
         assert process.wait(300) == 1, site.said(sheet)[-3000:]
