@@ -1,20 +1,18 @@
 """Checks of a SLURM site before a workflow starts: what else would fail hours later."""
 
 import math
-import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
 from cae_seg.errors import UserError
 from cae_seg.run.deadline import ask_slurm
 from cae_seg.run.work_dir import WorkDir
-from cae_seg.sheet.reading import Sheet, load_sheet
+from cae_seg.sheet.reading import Sheet
 from cae_seg.sheet.schema import Experiment
 
 PROFILE = Path("slurm/profile.yaml")
@@ -31,46 +29,21 @@ _OPTIONS = {
 }
 
 
-def check_site(sheet: Path) -> Iterator[Check]:
-    """Yield whether each thing that a workflow on SLURM needs is there, and a line about it.
+def check_site(sheet: Sheet) -> Iterator[Check]:
+    """Yield whether each thing that a workflow on a cluster needs is there, and a line about it.
 
     Args:
         sheet: the experiments whose jobs are tried.
     """
-    if shutil.which("sbatch") is None:
-        yield True, "SLURM: no sbatch here; use --profile local"
-        return
-    try:
-        ask_slurm("sinfo", "--summarize")
-    except (OSError, subprocess.SubprocessError) as error:
-        yield False, f"SLURM: sbatch is there but sinfo fails ({_reason(error)})"
-        return
-    yield True, "SLURM: answers; use --profile slurm"
     yield from _jobs(sheet)
     yield _accounting()
     yield _shared_folder()
     yield _locks()
 
 
-def check_tracking() -> Check:
-    """Return whether the MLflow server of `MLFLOW_TRACKING_URI`, if it is one, answers."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if urlsplit(uri).scheme not in ("http", "https"):
-        return True, "MLflow: no server is set; runs are delivered when they are over"
-    import requests
-
-    try:
-        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=10)
-    except requests.RequestException as error:
-        return False, f"MLflow: no answer ({type(error).__name__}); check MLFLOW_TRACKING_URI"
-    good = answer.status_code == 200
-    return good, f"MLflow: the server answers with status {answer.status_code}"
-
-
-def _jobs(path: Path) -> Iterator[Check]:
+def _jobs(sheet: Sheet) -> Iterator[Check]:
     """Yield whether SLURM would take a training of the sheet, once for each kind of job."""
     try:
-        sheet = load_sheet(path)
         defaults = _defaults(PROFILE)
     except UserError as error:
         yield False, f"SLURM: jobs are not checked ({error})"

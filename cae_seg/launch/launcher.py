@@ -27,6 +27,7 @@ from cae_seg.launch.scratch import scratch_folder
 from cae_seg.launch.slurm import allocated_nodes, go_back_to_queue, requeue_job
 from cae_seg.machine import count_gpus
 from cae_seg.run.deadline import StopRequest, stop_on_signals
+from cae_seg.run.failure import recording_failure
 from cae_seg.run.work_dir import LOCK_SECONDS, Busy, WorkDir
 
 logger = logging.getLogger(__name__)
@@ -54,16 +55,18 @@ def launch_train(job: TrainJob) -> int:
     Raises:
         UserError: a mistake of the user's, found here or by a rank.
     """
-    try:
-        if ENDPOINT not in os.environ:
+    if ENDPOINT in os.environ:  # on a node of several; the first launcher records failures
+        return _launch(job)
+    with recording_failure(job.work_dir):
+        try:
             WorkDir(job.work_dir).await_other_writer(_patience(job))
-    except Busy as error:
-        # A node that SLURM gave up may still be at work; waiting for it must not use GPUs.
-        if not requeue_job():
-            raise
-        logger.warning("%s; the SLURM job returns to the queue", error)
-        return STOPPED
-    code = _launch(job)
+        except Busy as error:
+            # A node that SLURM gave up may still be at work; waiting for it must not use GPUs.
+            if not requeue_job():
+                raise
+            logger.warning("%s; the SLURM job returns to the queue", error)
+            return STOPPED
+        code = _launch(job)
     if code == STOPPED:
         go_back_to_queue(job.work_dir / "record.jsonl")
     return code

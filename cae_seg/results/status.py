@@ -1,105 +1,101 @@
-"""What a sheet still lacks after its workflow has failed: which runs, why, and what to do."""
+"""How far all runs of a sheet are, as text: failed ones first, with their error and log."""
 
-import re
-from collections.abc import Iterator
-from pathlib import Path
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
-from cae_seg.errors import UserError
-from cae_seg.run.paths import RunFolder
+from tabulate import tabulate
+
+from cae_seg.progress import duration, run_label
+from cae_seg.results.collect import Sheets, open_sheets
+from cae_seg.results.run_state import STATES, RunState, preparation_error, sheet_states
 from cae_seg.sheet.reading import Sheet
-from cae_seg.sheet.schema import Experiment
 
-RULES = ("fine_tune", "evaluate")
-_TAIL_BYTES = 20_000
-_ERROR = re.compile(r"\berror\b|Error:|Exception|Killed|CANCELLED|DUE TO|slurmstepd", re.IGNORECASE)
+HEAD = ("Run", "State", "Iteration", "Loss", "mIoU", "Images/s", "ETA", "Node", "Job")
+
+
+def write_status(sheets: Sheets, *, format: str = "text", now: float | None = None) -> str:
+    """Return the state of every run of one or several sheets.
+
+    Args:
+        sheets: what was to be run.
+        format: "text" or "json".
+        now: Unix time; the clock's by default.
+    """
+    now = time.time() if now is None else now
+    states = sheet_states(open_sheets(sheets), now)
+    if format == "json":
+        return json.dumps([asdict(state) for state in states], default=str, indent=1)
+    table = tabulate([_cells(state, now) for state in states], HEAD, disable_numparse=True)
+    return "\n".join([table, "", *failures(states), totals(states, now)])
+
+
+def _cells(state: RunState, now: float) -> list[str]:
+    line = state.line or {} if state.state == "running" else {}
+    scored = f"{state.miou:.2f} at {state.miou_iteration}" if state.miou is not None else ""
+    return [
+        run_label(state.experiment, state.seed),
+        state.state,
+        f"{state.iteration}/{state.iterations}" if state.iterations else "",
+        _number(line.get("loss"), ".3f"),
+        scored,
+        _number(line.get("images_per_second"), ".1f"),
+        duration(max(0.0, state.ends - now)) if state.ends else "",
+        state.node or "",
+        str(state.job or ""),
+    ]
+
+
+def _number(value: Any, spec: str) -> str:
+    return "" if value is None else format(value, spec)
+
+
+def failures(states: Sequence[RunState]) -> list[str]:
+    """Return for each failed run its error, and where to read more."""
+    lines = []
+    for state in states:
+        if state.state == "failed":
+            lines.append(f"{run_label(state.experiment, state.seed)} failed: {state.error}")
+            lines += [f"  log: {state.log}"] if state.log else []
+    return lines
+
+
+def totals(states: Sequence[RunState], now: float) -> str:
+    """Return one line for the whole sheet."""
+    counts = Counter(state.state for state in states)
+    parts = [f"{counts[name]} {name}" for name in reversed(STATES) if counts[name]]
+    left = [max(0.0, state.ends - now) for state in states if state.ends]
+    if left:
+        parts.append(f"mean ETA of running ones {duration(sum(left) / len(left))}")
+    return f"{len(states)} runs: {', '.join(parts)}"
 
 
 def unfinished(sheet: Sheet, command: str = "the same command") -> list[str]:
-    """Return a line for each run without a result, and one with the command to resume.
-
-    A line tells experiment and seed, how far the run got, its own error, and where its log is.
+    """Return what to read after a workflow has failed: each run without a result, and why.
 
     Args:
         sheet: what was to be run.
         command: that resumes the workflow.
     """
-    lines = []
-    for row in sheet.experiments:
-        for seed in row.seeds:
-            run = RunFolder(sheet.run_folder(row.name, seed))
-            if not (run.path / "metrics.json").is_file():
-                lines.append(f"{row.name}, seed {seed}: {_state(run)}{_cause(sheet, row, seed)}")
+    states = sheet_states([sheet], time.time())
+    lines = failures(states)
+    for state in states:
+        if state.state not in ("failed", "finished"):
+            lines.append(f"{run_label(state.experiment, state.seed)} {_not_done(sheet, state)}")
     if lines:
-        lines.append(f"To resume, run {command} again: nothing that is finished is repeated.")
+        lines.append(f"Run {command} again to resume: finished steps are not repeated.")
     return lines
 
 
-def _state(run: RunFolder) -> str:
-    """Tell how far a run got and what it still has."""
-    if run.finished:
-        return "trained, not evaluated"
-    if not run.exists:
-        return "not started"
-    record = run.record()
-    reached = max(
-        [*record.train, *(event.get("iteration", 0) for event in record.events)], default=0
-    )
-    saved = max(
-        (_iteration(path.stem) for path in run.work.glob("checkpoints/iter_*.pth")), default=0
-    )
-    try:
-        total = f" of {run.facts()['iterations']}"
-    except (UserError, KeyError, TypeError):
-        total = ""
-    return f"reached iteration {reached}{total}, resumes from {saved}"
-
-
-def _cause(sheet: Sheet, row: Experiment, seed: int) -> str:
-    """Return the error of a run and the log that has it, as far as there are any."""
-    run = RunFolder(sheet.run_folder(row.name, seed))
-    for rule in RULES:
-        if message := _last_error(run.error_file(rule)):
-            return f"; {message}; log {_log(sheet, run, row, seed, rule)}"
-    for log in _logs(sheet, run, row, seed):
-        if log.is_file():
-            message = _last_error(log)
-            return "; ".join(["", *([message] if message else []), f"log {log}"])
-    return ""
-
-
-def _logs(sheet: Sheet, run: RunFolder, row: Experiment, seed: int) -> Iterator[Path]:
-    """Yield the logs that may tell why a run has no result, the latest stage first."""
-    for rule in reversed(RULES):
-        yield _log(sheet, run, row, seed, rule)
-    if not row.checkpoint_is_url:
-        yield from sorted(sheet.results.glob(f"logs/inspect_checkpoint/{_stem(row)}-*.log"))
-    yield sheet.results / "logs/prepare_data/data.log"
-
-
-def _log(sheet: Sheet, run: RunFolder, row: Experiment, seed: int, rule: str) -> Path:
-    if rule == "fine_tune":
-        return run.path / "console.log"
-    return sheet.results / "logs" / rule / f"{row.name}_seed{seed}.log"
-
-
-def _stem(row: Experiment) -> str:
-    return Path(row.checkpoint).stem
-
-
-def _last_error(path: Path) -> str:
-    """Return the last line of a file that looks like an error; nothing without one."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            lines = stream.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    if path.suffix == ".txt":
-        return lines[0] if lines else ""
-    found = (line.strip() for line in reversed(lines) if _ERROR.search(line))
-    return next(found, "").removeprefix("cae-seg: error: ")
-
-
-def _iteration(stem: str) -> int:
-    number = stem.removeprefix("iter_")
-    return int(number) if number.isdigit() else 0
+def _not_done(sheet: Sheet, state: RunState) -> str:
+    """Return how far a run without a result is, or what kept it from starting."""
+    if state.state == "queued":
+        cause = preparation_error(sheet)
+        return f"not started: {cause}" if cause else "not started"
+    if state.iterations is None or state.state == "trained":
+        return f"{state.state}, not evaluated" if state.state == "trained" else state.state
+    log = f"; log {state.log}" if state.log else ""
+    return f"{state.state} at iteration {state.iteration} of {state.iterations}{log}"

@@ -121,6 +121,11 @@ class Checkpoints:
         self._record.event("warning", iteration=iteration, message=text)
 
 
+def iteration_of(path: Path) -> int:
+    """Return the iterations done that the name of a checkpoint tells."""
+    return int(_NAME.fullmatch(path.name)[1])
+
+
 def identity_of_newest(folder: Path) -> str | None:
     """Return the identity of the run whose newest whole checkpoint is in a folder."""
     for _, path in _listed(folder):

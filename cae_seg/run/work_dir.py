@@ -112,6 +112,10 @@ class WorkDir:
             return None
         return state not in ("", "PENDING")
 
+    def last_writer(self) -> dict[str, Any]:
+        """Return what the last writer noted: host, pid, since, slurm_job_id; empty if unknown."""
+        return self._lock.note()
+
     def leave(self) -> None:
         """Let another writer in."""
         self._lock.release()

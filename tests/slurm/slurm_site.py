@@ -20,6 +20,7 @@ PARTS = (
     "snakemake_executor_plugin_cae_slurm",
     "environment.yml",
     "slurm",
+    "local",
 )
 
 
