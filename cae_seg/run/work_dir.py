@@ -16,6 +16,7 @@ from cae_seg.run.locks import FileLock
 logger = logging.getLogger(__name__)
 
 _LOCK = "writer.lock"
+SCHEMA = 2  # of the metadata; 1 was that of the engine before mmengine's Runner
 LOCK_SECONDS = 30.0  # time to wait for another writer while GPUs are held
 
 
@@ -86,9 +87,11 @@ class WorkDir:
 
         Raises:
             Busy: as of `await_other_writer`.
+            UserError: the state is of an earlier version.
         """
         self._acquire(wait)
         self._sweep()
+        self._refuse_earlier_version(self.facts())
         found = self._identity()
         if found is not None and found != identity:
             self._set_aside(found)
@@ -143,6 +146,13 @@ class WorkDir:
             raise Busy(
                 f"{self.path}: {self._lock.owner()} is writing here; wait for it, "
                 "stop it, or choose another --work-dir"
+            )
+
+    def _refuse_earlier_version(self, facts: dict[str, Any] | None) -> None:
+        if facts is not None and facts.get("schema", 1) < SCHEMA:
+            raise UserError(
+                f"{self.path}: holds a run of an earlier version of cae-seg, which this one cannot "
+                "continue; finish it with that version, or move the folder away to train again"
             )
 
     def _tell_wait(self, owner: str) -> None:
