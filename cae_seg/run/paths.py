@@ -80,8 +80,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 def _is_line(value: dict[str, Any]) -> bool:
     """Say whether an object has what every line of its kind has."""
     needed = {"event": ("event", str), "train": ("iteration", int), "eval": ("iteration", int)}
-    key, kind = needed.get(str(value.get("kind")), ("kind", type(None)))
-    return _is_number(value.get("time")) and type(value.get(key)) is kind
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in needed:
+        return False
+    key, expected = needed[kind]
+    return _is_number(value.get("time")) and type(value.get(key)) is expected
 
 
 def _is_number(value: Any) -> bool:
