@@ -18,7 +18,7 @@ from cae_seg.run.deadline import StopRequest
 from cae_seg.run.logs import separate_logs
 from cae_seg.run.metrics_log import RecordWriter
 from cae_seg.run.paths import read_record
-from cae_seg.run.work_dir import Busy, WorkDir
+from cae_seg.run.work_dir import SCHEMA, Busy, WorkDir
 
 MINE, OTHER = "a" * 64, "b" * 64
 
@@ -28,7 +28,7 @@ def work(tmp_path) -> WorkDir:
     """The work dir of a run of identity MINE, stopped at iteration 20."""
     work = WorkDir(tmp_path / "work")
     work.enter(MINE, 0)
-    work.write_facts({"identity": MINE, "attempts": 1})
+    work.write_facts({"schema": SCHEMA, "identity": MINE, "attempts": 1})
     record = RecordWriter(work.record)
     record.event("start", iteration=0)
     record.write("eval", iteration=10, mIoU=1.0)
