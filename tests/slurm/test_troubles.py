@@ -126,7 +126,7 @@ def test_a_site_without_accounting_is_served_by_squeue(site):
 
 
 def test_the_doctor_tries_the_jobs_of_a_sheet_and_names_what_slurm_refuses(site):
-    rows = {"good": {"gpus": 8}, "wide": {"gpus": 12}, "lost": {"resources": {"qos": "platinum"}}}
+    rows = {"good": {"gpus": 8}, "wide": {"gpus": 16}, "lost": {"resources": {"qos": "platinum"}}}
     sheet = site.sheet("checked", rows)
     checked = site.ask(sys.executable, "-m", "cae_seg.cli", "doctor", "--sheet", sheet, check=False)
     lines = [line for line in checked.splitlines() if "SLURM" in line or "locks" in line]
