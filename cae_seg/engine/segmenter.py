@@ -20,8 +20,7 @@ from cae_seg.engine.validate import check_checkpoint
 from cae_seg.engine.weights import load_weights
 from cae_seg.engine.weights_config import config_of_weights
 from cae_seg.errors import UserError
-from cae_seg.launch.launcher import place
-from cae_seg.machine import count_gpus
+from cae_seg.machine import count_gpus, place
 from cae_seg.models.pretrained.reading import load_checkpoint_file
 
 ImageLike = str | Path | np.ndarray | Image.Image

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ import pandas as pd
 from cae_seg.results.run_state import describe, read_results, run_state
 from cae_seg.sheet.reading import Sheet, load_sheet
 from cae_seg.sheet.schema import Experiment
+from cae_seg.run.paths import RunFolder
+from cae_seg.run.schemas import doubts_about
 
 
 
@@ -53,9 +55,10 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
     facts, metrics = read_results(sheet, row, seed)
     state = run_state(sheet, row, seed, now, facts, metrics)
     scores = metrics or {}
+    run = RunFolder(sheet.run_folder(row.name, seed))
     return {
         "sheet": str(sheet.path),
-        "folder": sheet.run_folder(row.name, seed),
+        "folder": run.path,
         "experiment": row.name,
         "backbone": row.backbone,
         "method": row.method,
@@ -81,8 +84,20 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
         "code": _codes(facts, scores, "fingerprint"),
         "commit": _codes(facts, scores, "commit"),
         "dirty": any(_codes(facts, scores, "dirty")),
+        "doubts": tuple(_doubts(run, metrics, row.name, seed)),
+        "weights": scores.get("weights_sha256"),
         "same_weights": facts.get("weights", {}).get("sha256") == scores.get("weights_sha256"),
     }
+
+
+def _doubts(
+    run: RunFolder, metrics: dict[str, Any] | None, name: str, seed: int
+) -> Iterator[str]:
+    """Yield why the scores may not be those of this run's weights."""
+    if metrics is not None:
+        yield from doubts_about(metrics, name, seed)
+        if run.changed_weights(metrics):
+            yield "weights changed since the evaluation"
 
 
 def _number(value: float | None) -> float:
