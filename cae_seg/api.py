@@ -8,6 +8,8 @@ from cae_seg.errors import UserError
 if TYPE_CHECKING:
     from cae_seg.engine.segmenter import Segmenter
 
+MLFLOW_SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
+
 
 def load(
     weights: str | Path, *, config: str | Path | None = None, device: str = "auto"
@@ -15,8 +17,8 @@ def load(
     """Return a fine-tuned model that segments images.
 
     Args:
-        weights: a checkpoint file, or the folder of a finished run
-            (`results/<experiment>/seed_<n>`).
+        weights: a checkpoint file, the folder of a finished run (`results/<experiment>/seed_<n>`),
+            or the MLflow address of a run's model, `runs:/<run id>/model`.
         config: of the model; by default the one kept in the weights. A config file is a program
             and is run; the text in the weights is read as data.
         device: "auto", "cuda" or "cpu".
@@ -31,6 +33,10 @@ def load(
 
 
 def _weights_file(weights: str | Path) -> Path:
+    if str(weights).startswith(MLFLOW_SCHEMES):
+        from cae_seg.tracking.models import fetch_weights
+
+        return fetch_weights(str(weights))
     path = Path(weights)
     if not path.is_dir():
         return path
