@@ -99,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_train,
         _add_evaluate,
         _add_predict,
+        _add_export,
         _add_summarise,
         _add_track,
         _add_table,
@@ -411,6 +412,36 @@ def _predict(options: argparse.Namespace) -> None:
         options.weights, options.inputs, options.out, config=options.config, device=options.device
     )
     print(f"{len(maps)} label map(s) and painted image(s) in {options.out}")
+
+
+def _add_export(commands: Any) -> None:
+    parser = _add(commands, "export", _export, "write fine-tuned weights for use elsewhere")
+    parser.add_argument("weights", type=Path, help="weights.pth of a finished run")
+    parser.add_argument(
+        "--format",
+        choices=["onnx", "mmseg"],
+        default="onnx",
+        help="onnx: one file, checked by onnxruntime; mmseg: checkpoint and config for"
+        " mmsegmentation's init_model",
+    )
+    parser.add_argument("--out", type=Path, help="default: model.onnx, or the folder mmseg_model")
+    parser.add_argument("--config", type=Path, help="default: the one saved in the weights")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from cae_seg.engine.export import export_mmseg, export_onnx
+    from cae_seg.files import check_output_file, check_writable
+
+    if options.format == "onnx":
+        out = options.out or Path("model.onnx")
+        check_output_file(out)
+        difference = export_onnx(options.weights, out, config=options.config)
+        print(f"{out}: logits within {difference:.1e} of torch's, relative to the largest")
+    else:
+        out = options.out or Path("mmseg_model")
+        check_writable(out)
+        checkpoint, config = export_mmseg(options.weights, out, config=options.config)
+        print(f"mmseg.apis.init_model({str(config)!r}, {str(checkpoint)!r})")
 
 
 def _add_summarise(commands: Any) -> None:

@@ -64,6 +64,8 @@ def data_source(wildcards) -> str:
 def inspection(found: Experiment) -> str:
     """Name the inspection of a row's checkpoint; rows of one checkpoint and config share it."""
     what = f"{found.checkpoint} {found.checkpoint_sha256} {found.config}"
+    if found.model_options:
+        what += f" {sorted(found.model_options.items())}"
     stem = re.sub(r"[^\w.-]", "_", Path(found.checkpoint).stem)[:80].lstrip("-.")
     return f"{stem}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
@@ -74,6 +76,12 @@ INSPECTED = {inspection(found): found for found in SHEET.experiments}
 def inspected(wildcards) -> str:
     """Return the inspection that a run needs."""
     return f"<results>/checkpoints/{inspection(row(wildcards))}.json"
+
+
+def model_options(wildcards) -> list[str]:
+    """Return what the rows of an inspected checkpoint replace in their config's model."""
+    options = INSPECTED[wildcards.checkpoint].model_options
+    return [f"--cfg-options={key}={value}" for key, value in options.items()]
 
 
 def checkpoint_file(wildcards) -> list[str]:
@@ -103,7 +111,8 @@ def flag(name: str, value) -> list[str]:
 def recipe_options(wildcards) -> list[str]:
     """Return what a row changes in its config beyond the learning rate."""
     found = row(wildcards)
-    pairs = [f"--cfg-options={key}={value}" for key, value in found.options.items()]
+    options = found.model_options | found.options
+    pairs = [f"--cfg-options={key}={value}" for key, value in options.items()]
     crop = ["--crop-size", *map(str, found.crop_size)] if found.crop_size else []
     return [
         *flag("deterministic", found.deterministic),
