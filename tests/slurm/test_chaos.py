@@ -216,10 +216,10 @@ def reference(site: Site) -> Run:
 
 def seeds() -> Iterator[int]:
     """Yield the seeds of the sequences."""
-    if SEED:
-        yield int(SEED)
-    for _ in range(0 if SEED else max(SEQUENCES, 1)):
-        yield random.SystemRandom().randrange(10**9)
+    if SEED or not SEQUENCES:
+        yield int(SEED or 0)  # processes of pytest-xdist must collect the same tests
+    else:
+        yield from (random.SystemRandom().randrange(10**9) for _ in range(SEQUENCES))
 
 
 @pytest.mark.parametrize("seed", list(seeds()))
