@@ -1,11 +1,12 @@
 # make demo   the whole workflow on generated data, from nothing but CPython 3.11
 # make test   format, lint, workflow checks and all tests, SLURM included
+# make chaos  20 sequences of random faults on a test cluster (two hours on two cores)
 # make ui     the MLflow UI on this machine
 # make fuzz   hours of broken input; what it finds becomes a test
 # make bench  stock mmsegmentation against cae-seg, into docs/benchmarks.md
 # make install TORCH=cpu         PyTorch's build for a platform: cpu, cu126, cu128, cu130, …
 # make test-python PY=3.12       the fast tests on another Python, in an environment of its own
-.PHONY: install test-python demo test lint test-tools fast-test slow-test fuzz format ui bench
+.PHONY: install test-python demo test lint test-tools fast-test slow-test chaos fuzz format ui bench
 
 SHELL := /bin/bash
 VENV := .venv
@@ -60,6 +61,9 @@ slow-test:
 # Hours of mutated sheets, archives, images, checkpoints and command lines; FUZZ_SECONDS per test.
 fuzz: install
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-1200} OMP_NUM_THREADS=1 $(PYTEST) tests/fuzz --timeout 0 -n 2
+
+chaos: install test-tools
+	CAE_SEG_CHAOS=20 pytest -s -v tests/slurm/test_chaos.py
 
 format: install
 	ruff format .

@@ -14,22 +14,20 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from cae_seg.crash import report_traceback
 from cae_seg.engine.job import CRASHED, STOPPED, USER_ERROR, EvaluateJob, Job, TrainJob
 from cae_seg.errors import UserError
 from cae_seg.launch import rank
 from cae_seg.launch.gpus import lease_gpus
-from cae_seg.launch.slurm import allocated_nodes, go_back_to_queue
-from cae_seg.machine import count_gpus
+from cae_seg.launch.scratch import scratch_folder
+from cae_seg.launch.slurm import allocated_nodes, go_back_to_queue, requeue_job
+from cae_seg.machine import Placement, count_gpus, place
 from cae_seg.run.deadline import StopRequest, stop_on_signals
 from cae_seg.run.failure import recording_failure
-from cae_seg.run.work_dir import LOCK_SECONDS, WorkDir
+from cae_seg.run.work_dir import LOCK_SECONDS, Busy, WorkDir
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +35,6 @@ ENDPOINT = "CAE_SEG_ENDPOINT"
 _SLURM_GPUS = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
 _SLURM_JOB = ("SLURM_JOB_ID", "SLURM_CONF", "SLURM_CLUSTER_NAME")
 _POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a job runs: "cuda" or "cpu", and the number of ranks on each node."""
-
-    kind: str
-    ranks: int
 
 
 def launch_train(job: TrainJob) -> int:
@@ -57,11 +47,17 @@ def launch_train(job: TrainJob) -> int:
         UserError: a mistake of the user's, found here or by a rank.
     """
     if ENDPOINT in os.environ:  # on a node of several; the first launcher records failures
-        code = _launch(job)
-    else:
-        with recording_failure(job.work_dir):
+        return _launch(job)
+    with recording_failure(job.work_dir):
+        try:
             WorkDir(job.work_dir).await_other_writer(_patience(job))
-            code = _launch(job)
+        except Busy as error:
+            # A node that SLURM gave up may still be at work; waiting for it must not use GPUs.
+            if not requeue_job():
+                raise
+            logger.warning("%s; the SLURM job returns to the queue", error)
+            return STOPPED
+        code = _launch(job)
     if code == STOPPED:
         go_back_to_queue(job.work_dir / "record.jsonl")
     return code
@@ -76,36 +72,6 @@ def _patience(job: TrainJob) -> float:
 def launch_evaluate(job: EvaluateJob) -> int:
     """Evaluate; exit status and errors as of `launch_train`."""
     return _launch(job)
-
-
-def place(device: str, gpus: int | None, present: int, *, slurm: bool = False) -> Placement:
-    """Choose device and ranks.
-
-    Args:
-        device: "auto", "cuda" or "cpu".
-        gpus: GPUs asked for; on "cpu" processes.
-        present: GPUs that torch sees.
-        slurm: whether SLURM has given GPUs to this job.
-
-    Raises:
-        UserError: more GPUs asked than present, or none where they are needed.
-    """
-    if gpus is not None and gpus < 1:
-        raise UserError(f"--gpus {gpus}: ask for at least 1, or use --device cpu")
-    if device == "cpu":
-        return Placement("cpu", gpus or 1)
-    if present == 0:
-        if device == "cuda":
-            raise UserError("--device cuda: torch sees no GPU; check the driver, or use auto")
-        if slurm:
-            raise UserError(
-                "SLURM gave GPUs to this job but torch sees none; check the driver "
-                "and that torch was built for CUDA (cae-seg doctor)"
-            )
-        return Placement("cpu", 1)
-    if gpus is not None and gpus > present:
-        raise UserError(f"--gpus {gpus}: only {present} present; ask for fewer")
-    return Placement("cuda", gpus or 1)
 
 
 def _launch(job: Job) -> int:
@@ -132,10 +98,7 @@ def _devices(job: Job) -> Iterator[Placement]:
     given = any(os.environ.get(name) for name in _SLURM_GPUS)
     present = 0 if job.device == "cpu" else _present_gpus()
     placement = place(job.device, job.gpus, present, slurm=given)
-    if placement.kind == "cpu" and job.device == "auto" and (job.gpus or 1) > 1:
-        logger.warning(
-            "no GPU here: running on the CPU in one process instead of on %d GPUs", job.gpus
-        )
+    _refuse_other_device(job, placement)
     if placement.kind == "cpu" or os.environ.get("SLURM_JOB_ID"):
         yield placement
         return
@@ -149,6 +112,18 @@ def _devices(job: Job) -> Iterator[Placement]:
         del os.environ["CUDA_VISIBLE_DEVICES"]
         if before is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _refuse_other_device(job: Job, placement: Placement) -> None:
+    """Refuse to continue on the CPU what has begun on a GPU, unless that is asked for."""
+    if placement.kind == "cuda" or job.device != "auto" or not isinstance(job, TrainJob):
+        return
+    before = (WorkDir(job.work_dir).facts() or {}).get("device") or {}
+    if before.get("type") == "cuda":
+        raise UserError(
+            f"{job.work_dir}: began on {before.get('name')}, but torch sees no GPU here; check the "
+            "driver and CUDA_VISIBLE_DEVICES, or continue on the CPU with --device cpu"
+        )
 
 
 def _present_gpus() -> int:
@@ -181,19 +156,19 @@ def _prepare_environment(job: Job, placement: Placement) -> None:
 
 def _launch_ranks(job: Job, placement: Placement) -> int:
     """Start the ranks of this node through torchrun's agent and wait for them."""
-    with tempfile.TemporaryDirectory(prefix="cae-seg-") as folder:
+    with scratch_folder() as folder:
         os.environ.update(
             {
                 rank.JOB: _encoded(job),
                 rank.DEVICE: placement.kind,
-                rank.OUTCOMES: folder,
+                rank.OUTCOMES: str(folder),
                 rank.PARENT: str(os.getpid()),
             }
         )
         request = StopRequest()
         with stop_on_signals(request):
             exits = _run_agent(job, placement, request)
-        return _verdict(rank.read_outcomes(Path(folder)), exits, request, placement)
+        return _verdict(rank.read_outcomes(folder), exits, request, placement)
 
 
 def _encoded(job: Job) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interruptions import StopAfter, losses, same, weights
 from mmengine.dataset import BaseDataset
 
 from cae_seg.engine.acceleration import REPLACEMENTS
@@ -15,32 +16,9 @@ from cae_seg.errors import UserError
 from cae_seg.launch import rank
 from cae_seg.launch.launcher import launch_evaluate, launch_train
 from cae_seg.models.accelerate import FAST_PATHS
+from cae_seg.run.checkpoints import save_checked
 from cae_seg.run.deadline import StopRequest
 from cae_seg.run.paths import read_record
-
-
-class StopAfter(StopRequest):
-    """Asks to stop once it has been looked at so many times."""
-
-    def __init__(self, looks: int) -> None:
-        self._left = looks
-
-    @property
-    def reason(self) -> str | None:
-        self._left -= 1
-        return "SIGTERM" if self._left < 0 else None
-
-
-def weights(job: TrainJob) -> dict[str, torch.Tensor]:
-    return torch.load(job.work_dir / "weights.pth", weights_only=True)["state_dict"]
-
-
-def losses(job: TrainJob) -> list[float]:
-    return [line["loss"] for line in read_record(job.work_dir / "record.jsonl").train.values()]
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture
@@ -251,6 +229,27 @@ def test_second_writer_is_refused(make_job, copied):
     assert os.path.exists(lock)
 
 
+def test_a_run_from_a_gpu_does_not_continue_on_the_cpu_unasked(copied):
+    facts = json.loads((copied.work_dir / "facts.json").read_text())
+    facts["device"] = {"type": "cuda", "name": "NVIDIA H100", "count": 1}
+    (copied.work_dir / "facts.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="began on NVIDIA H100, but torch sees no GPU"):
+        launch_train(dataclasses.replace(copied, device="auto"))
+    assert launch_train(copied) == DONE
+
+
+def test_a_run_of_an_earlier_version_is_named_and_left_alone(copied):
+    for name in ("facts.json", "finals.json"):
+        facts = json.loads((copied.work_dir / name).read_text()) | {"schema": 1, "identity": "old"}
+        (copied.work_dir / name).write_text(json.dumps(facts))
+    before = {path: path.read_bytes() for path in copied.work_dir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="run of an earlier version of cae-seg"):
+        launch_train(copied)
+    changed = {path.name for path in before if before[path] != path.read_bytes()}
+    assert changed <= {"writer.lock"}
+    assert not list(copied.work_dir.parent.glob("work.stale-*"))
+
+
 def test_late_resume_reads_the_images_of_its_own_iterations_only(make_job, monkeypatch):
     job = make_job(
         "late",
@@ -266,7 +265,8 @@ def test_late_resume_reads_the_images_of_its_own_iterations_only(make_job, monke
     state["meta"]["iteration"] = 150_000
     for scheduler in state["param_schedulers"]:
         scheduler["_global_step"] = scheduler["last_step"] = 150_000
-    torch.save(state, path.with_name("iter_150000.pth"))
+    with path.with_name("iter_150000.pth").open("w+b") as stream:
+        save_checked(state, stream)
     read = []
     prepare = BaseDataset.prepare_data
     monkeypatch.setattr(
@@ -349,7 +349,7 @@ def test_weights_of_another_architecture_or_missing(undisturbed, tmp_path, path)
         data=undisturbed.data,
         out=tmp_path / "m.json",
     )
-    with pytest.raises(UserError, match=r"does not fit|no such checkpoint"):
+    with pytest.raises(UserError, match=r"backbone.cls_token is .*, not|no such checkpoint"):
         launch_evaluate(job)
     assert not job.out.exists()
 
