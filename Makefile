@@ -1,8 +1,9 @@
 # make demo   the whole workflow on generated data, from nothing but CPython 3.11
 # make test   format, lint, workflow checks and all tests, SLURM included
 # make ui     the MLflow UI on this machine
+# make zoo    which configs of mmsegmentation's zoo work, into docs/zoo.md (about ten minutes)
 # make bench  stock mmsegmentation against cae-seg, into docs/benchmarks.md
-.PHONY: install demo test lint test-tools fast-test slow-test format ui bench
+.PHONY: install demo test lint test-tools fast-test slow-test format ui bench zoo
 
 SHELL := /bin/bash
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
@@ -55,3 +56,6 @@ ui: install
 
 bench: install
 	python -m benchmarks
+
+zoo: install
+	python -m benchmarks.zoo
