@@ -44,7 +44,7 @@ fast-test:
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2
 
 slow-test:
-	$(PYTEST) -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadgroup
 
 format: install
 	ruff format .

@@ -2,19 +2,20 @@
 
 `write_gated_config` puts it behind the last transform of a shipped config. A run whose folder
 holds a file `gate` with a number N waits once iteration N is in its record, before it trains the
-next one, and reports that in the file `held`. It trains on when the file is removed or names a
-later iteration. A signal that asks the run to stop removes the file, because a run that waits for
-data cannot react to it.
+next one, and reports that in the file `held`; with `START` it waits while it reads its config. It
+continues when the file is removed or changed. A signal that asks the run to stop removes the file,
+because a run that waits for data cannot react to it.
 """
 
 import functools
+import itertools
 import json
 import os
 import select
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import psutil
 from mmengine.config import ConfigDict
 from mmengine.registry import TRANSFORMS
 
+START = -1
 POLL_SECONDS = 0.1
 CONFIG = """\
 _base_ = ["{base}"]
@@ -42,6 +44,7 @@ def write_gated_config(folder: Path, base: str) -> str:
 
 def gated(loader: ConfigDict) -> ConfigDict:
     """Return the training loader with a gate behind the last transform of its data set."""
+    _wait(lambda limit, run: limit == START)
     dataset = loader["dataset"]
     while "dataset" in dataset:
         dataset = dataset["dataset"]
@@ -54,9 +57,7 @@ class Gate:
     """Pass samples on unchanged, and only while the run may train."""
 
     def __call__(self, results: dict) -> dict:
-        run = _run_folder()
-        if run is not None and (run / "gate").exists():
-            _wait(run)
+        _wait(lambda limit, run: START < limit <= _iteration(run))
         return results
 
 
@@ -68,15 +69,21 @@ def _run_folder() -> Path | None:
     this = psutil.Process()
     for process in (this, *this.parents()):
         words = process.cmdline()
-        if "--work-dir" in words:
-            return Path(words[words.index("--work-dir") + 1]).parent
+        for word, following in itertools.pairwise([*words, ""]):
+            option, _, value = word.partition("=")
+            if option == "--work-dir":
+                return Path(value or following).parent
     return None
 
 
-def _wait(run: Path) -> None:
+def _wait(closed: Callable[[int, Path], bool]) -> None:
+    """Wait while there is a gate that is closed for this run where it is now."""
+    run = _run_folder()
+    if run is None or not (run / "gate").exists():
+        return
     held = run / "held"
     with _caught_signals() as signals:
-        while (limit := _limit(run)) is not None and _iteration(run) >= limit:
+        while (limit := _limit(run)) is not None and closed(limit, run):
             note = {"iteration": limit, "pid": os.getpid()}
             held.with_name("held.new").write_text(json.dumps(note))
             held.with_name("held.new").rename(held)

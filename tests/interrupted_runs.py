@@ -72,7 +72,7 @@ class Run:
         self.work = path / "work"
 
     def hold(self, iteration: int) -> None:
-        """Let the run train up to an iteration and wait there."""
+        """Let the run train up to an iteration, or start at all (`gate.START`), and wait there."""
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "gate.new").write_text(str(iteration))
         (self.path / "gate.new").rename(self.path / "gate")

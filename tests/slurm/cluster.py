@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = ("slurm-wlm", "slurmdbd", "munge", "mariadb-server")
+APT_WAIT = "-oDPkg::Lock::Timeout=900"  # seconds for another apt-get to end
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch")
 # Started in this order, stopped in the reverse one.
 DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd-n1", "slurmd-n2")
@@ -213,8 +214,8 @@ def install() -> None:
     print(f"installing {' '.join(PACKAGES)}", file=sys.stderr)
     with no_services():
         for command in (
-            ["apt-get", "update"],
-            ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES],
+            ["apt-get", "update", APT_WAIT],
+            ["apt-get", "install", "-y", "--no-install-recommends", APT_WAIT, *PACKAGES],
         ):
             environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
             done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 
 import pytest
+from gate import START
 from interrupted_runs import INTERVAL, ITERATIONS, MEASURES, Run, tracked_runs
 from slurm_site import Site
 from waiting import wait_until
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(3600)
 
 BASELINE = {"uninterrupted": {}, "two_nodes": {"nodes": 2, "cpus": 1}}
 INTERRUPTED = {
-    "limited": {"resources": {"runtime": 4, "constraint": "first"}},
+    "limited": {"resources": {"constraint": "first"}},
     "cancelled": {"resources": {"constraint": "first"}},
     "requeued": {"resources": {"slurm_partition": "requeue", "constraint": "second"}},
     "preempted": {"resources": {"slurm_partition": "cancel", "constraint": "second"}},
@@ -105,18 +105,21 @@ def pre_empt(scenario: Scenario) -> None:
 
 
 def exhaust_time_limit(scenario: Scenario) -> None:
-    """Hold the run twice until its next iteration may take longer than the job has left.
+    """Hold the run twice until its next iteration may take longer than it has.
 
-    A run expects an iteration to take up to 1.5 × 2 times as long as the slowest so far, and the
-    waiting is part of one. SLURM's limits are whole minutes, and the run needs time to save.
+    A run reads when its job ends at its start, and stops when an iteration that takes 1.5 × 2
+    times as long as the slowest so far would be too long. The waiting is part of an iteration.
     """
-    run = scenario.run("limited")
-    for following in (2 * INTERVAL + 3, None):
+    run, seconds = scenario.run("limited"), 180
+    for following in (START, None):
         scenario.wait_until_held("limited")
-        job = scenario.site.job("limited")
-        end = scenario.site.ask("squeue", "--noheader", "--format=%e", f"--jobs={job}")
-        left = datetime.fromisoformat(end).timestamp() - time.time()
-        time.sleep(left / 4)  # then three times as much is left
+        job = f"JobId={scenario.site.job('limited')}"
+        scenario.site.ask("scontrol", "update", job, f"EndTime=now+{seconds}")
+        run.hold(max(run.events("stop"), default=0) + 1)
+        scenario.wait_until_held("limited")
+        # SLURM itself, which counts in minutes, shall not interfere.
+        scenario.site.ask("scontrol", "update", job, "TimeLimit=60")
+        time.sleep(seconds / 4)
         run.release() if following is None else run.hold(following)
 
 
@@ -136,7 +139,7 @@ def interrupted(site: Site, baseline: Run, tmp_path_factory) -> Scenario:
     store = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     scenario.done["store"] = store
     for name in INTERRUPTED:
-        scenario.run(name).hold(INTERVAL + 3)
+        scenario.run(name).hold(START if name == "limited" else INTERVAL + 3)
     process = site.snakemake(scenario.sheet, MLFLOW_TRACKING_URI=f"sqlite:///{store}")
     scenario.inject(cancel, pre_empt, exhaust_time_limit)
     scenario.exit_status = finish(process, site, scenario.sheet)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from browser import open_browser, require_browser
-from checkouts import Checkout
 from mmengine.config import Config
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -25,26 +24,18 @@ RUNS = [
 COLUMNS = ["Backbone", "#Pretrained Epoch", "mIoU", "Config"]
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """A copy of the repository in which `snakemake --profile demo` was run to its end."""
-    copy = Checkout(tmp_path_factory.mktemp("demo"), stub=False)
-    copy.said = copy.run("--profile", "demo", timeout=1500)
-    return copy
+def read(demo_run, file):
+    return json.loads((demo_run.path / "results/demo" / file).read_text())
 
 
-def read(demo, file):
-    return json.loads((demo.path / "results/demo" / file).read_text())
-
-
-def untrained_miou(demo, folder: Path) -> float:
+def untrained_miou(demo_run, folder: Path) -> float:
     """Return the mIoU (percent) of the demo's model before its first step."""
     import torch
     from mmseg.registry import MODELS
 
     import cae_seg.registration  # noqa: F401
 
-    config = demo.path / "results/demo/tiny_1600_lr1e-3/seed_0/config.py"
+    config = demo_run.path / "results/demo/tiny_1600_lr1e-3/seed_0/config.py"
     torch.manual_seed(0)
     model = MODELS.build(Config.fromfile(config).model)
     torch.save({"state_dict": model.state_dict()}, folder / "untrained.pth")
@@ -52,67 +43,67 @@ def untrained_miou(demo, folder: Path) -> float:
         [Path(sys.executable).parent / "cae-seg", "evaluate", config, folder / "untrained.pth",
          "--device", "cpu", "--data", "data/demo/ade20k/manifest.json",
          "--out", folder / "untrained.json"],
-        cwd=demo.path, check=True, env=os.environ | {"PYTHONPATH": str(demo.path)},
+        cwd=demo_run.path, check=True, env=os.environ | {"PYTHONPATH": str(demo_run.path)},
     )  # fmt: skip
     return json.loads((folder / "untrained.json").read_text())["mIoU"]
 
 
-def test_every_run_is_far_better_than_the_untrained_model(demo, tmp_path):
-    untrained = untrained_miou(demo, tmp_path)
+def test_every_run_is_far_better_than_the_untrained_model(demo_run, tmp_path):
+    untrained = untrained_miou(demo_run, tmp_path)
     assert untrained < 5
     for name, seed in RUNS:
-        assert read(demo, f"{name}/seed_{seed}/metrics.json")["mIoU"] > untrained + 25
+        assert read(demo_run, f"{name}/seed_{seed}/metrics.json")["mIoU"] > untrained + 25
 
 
-def test_the_table_holds_every_row_with_the_numbers_of_its_files(demo):
-    table = (demo.path / "results/demo/table.md").read_text()
+def test_the_table_holds_every_row_with_the_numbers_of_its_files(demo_run):
+    table = (demo_run.path / "results/demo/table.md").read_text()
     header = next(line for line in table.splitlines() if line.startswith("|"))
     assert [cell.strip() for cell in header.strip("|").split("|")][:4] == COLUMNS
-    with (demo.path / "results/demo/table.csv").open() as file:
+    with (demo_run.path / "results/demo/table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
     written = sorted(float(row["mIoU"]) for row in rows)
-    measured = sorted(read(demo, f"{name}/metrics.json")["mIoU"] for name in dict(RUNS))
+    measured = sorted(read(demo_run, f"{name}/metrics.json")["mIoU"] for name in dict(RUNS))
     assert written == pytest.approx(measured)
 
 
-def test_two_seeds_make_one_row_with_a_spread(demo):
-    joined = read(demo, "tiny_1600_lr1e-3/metrics.json")
+def test_two_seeds_make_one_row_with_a_spread(demo_run):
+    joined = read(demo_run, "tiny_1600_lr1e-3/metrics.json")
     assert joined["n"] == 2
     assert joined["mIoU_std"] > 0
 
 
-def test_every_run_was_tracked(demo):
+def test_every_run_was_tracked(demo_run):
     for name, seed in RUNS:
-        assert read(demo, f"{name}/seed_{seed}/tracked.json")["delivered"] is True
+        assert read(demo_run, f"{name}/seed_{seed}/tracked.json")["delivered"] is True
 
 
-def test_the_facts_of_a_run_are_written_beside_it(demo):
-    facts = read(demo, "tiny_300_lr3e-3/seed_0/run.json")
+def test_the_facts_of_a_run_are_written_beside_it(demo_run):
+    facts = read(demo_run, "tiny_300_lr3e-3/seed_0/run.json")
     assert facts["learning_rate"] == 3e-3
     assert facts["checkpoint"]["resized"] > 0
     assert facts["data"]["images"] == {"training": 64, "validation": 24}
-    config = Config.fromfile(demo.path / "results/demo/tiny_300_lr3e-3/seed_0/config.py")
+    config = Config.fromfile(demo_run.path / "results/demo/tiny_300_lr3e-3/seed_0/config.py")
     assert config.optim_wrapper.optimizer.lr == 3e-3
 
 
-def test_a_person_watching_sees_progress_and_no_chatter(demo):
-    assert re.search(r"train tiny_\S+: \d+/\d+ iterations .* left, loss \d", demo.said)
-    assert re.search(r"mIoU \d+\.\d+", demo.said)
-    assert re.search(r"\d+ of \d+ steps \(\d+%\) done", demo.said)
-    assert "Warning" not in demo.said
-    assert "OneDL" not in demo.said
+def test_a_person_watching_sees_progress_and_no_chatter(demo_run):
+    assert re.search(r"train tiny_\S+: \d+/\d+ iterations .* left, loss \d", demo_run.said)
+    assert re.search(r"mIoU \d+\.\d+", demo_run.said)
+    assert re.search(r"\d+ of \d+ steps \(\d+%\) done", demo_run.said)
+    assert "Warning" not in demo_run.said
+    assert "OneDL" not in demo_run.said
 
 
-def test_a_second_start_has_nothing_to_do(demo):
-    assert not demo.plan("--profile", "demo").jobs
+def test_a_second_start_has_nothing_to_do(demo_run):
+    assert not demo_run.plan("--profile", "demo").jobs
 
 
 @pytest.fixture(scope="module")
-def report(demo) -> Path:
+def report(demo_run) -> Path:
     """The demo's report."""
-    demo.run("report.html", "--profile", "demo")
-    return demo.path / "report.html"
+    demo_run.run("report.html", "--profile", "demo")
+    return demo_run.path / "report.html"
 
 
 def test_the_report_holds_table_pictures_and_every_run(report):

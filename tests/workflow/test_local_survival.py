@@ -42,7 +42,7 @@ def run(checkout: Checkout, sheet: str, name: str) -> Run:
 @pytest.fixture(scope="module")
 def baseline(checkout) -> Run:
     arguments = ("--profile", "local", "--cores", "2", "--config", "sheet=baseline.yaml")
-    checkout.run(*arguments, timeout=1800)
+    checkout.run(*arguments)
     return run(checkout, "baseline", "uninterrupted")
 
 

@@ -1,14 +1,25 @@
 """The public targets, planned from the repository root with nothing in the home folder."""
 
-import resource
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import subprocess
+import sys
 
 import pytest
 from checkouts import Plan
 
 BASE = "upernet_cae_base_12_512_slide_160k_ade20k_pt_{}"
 ALL = {"prepare_data": 1, "inspect_checkpoint": 5, "fine_tune": 5, "evaluate": 5, "summarise": 5}
+MEASURE = """
+import cProfile, pathlib, pstats, resource
+from snakemake.cli import main
+
+profile = cProfile.Profile()
+try:
+    profile.runcall(main)
+finally:
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    calls = pstats.Stats(profile).total_calls
+    pathlib.Path("measured.txt").write_text(f"{calls} {memory}")
+"""
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])
@@ -88,23 +99,29 @@ def test_rows_share_the_inspection_of_their_checkpoint(checkout):
 
 
 @pytest.mark.slow
-def test_a_thousand_combinations_are_planned_in_half_a_minute_and_a_gigabyte(checkout):
-    rates = ", ".join(f"{n}e-6" for n in range(1, 1001))
+def test_a_thousand_combinations_are_planned_in_steps_linear_in_rows_and_in_a_gigabyte(checkout):
+    small, calls_of_small, _ = measured_plan(checkout, rows=100)
+    large, calls_of_large, kilobytes = measured_plan(checkout, rows=1000)
+    assert (small.jobs["fine_tune"], large.jobs["fine_tune"]) == (100, 1000)
+    assert calls_of_large < 12 * calls_of_small
+    assert kilobytes < 1e6
+
+
+def measured_plan(checkout, rows):
+    """Return the plan of a sheet of so many rows, its function calls, and its peak memory in kB."""
+    rates = ", ".join(f"{n}e-6" for n in range(1, rows + 1))
     (checkout.path / "config/big.yaml").write_text(
         "grid: {backbone: ViT-B, pretraining_epochs: 1600, checkpoint: "
         f"checkpoints/cae_base_1600ep.pth, learning_rate: [{rates}]}}\n"
     )
-    # In a process of its own, whose children's peak is not that of other tests.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-        said, seconds, kilobytes = fresh.submit(measured_plan, checkout).result()
-    assert Plan(said).jobs["fine_tune"] == 1000
-    assert seconds < 30  # of the processor, whatever else runs here
-    assert kilobytes < 1e6
-
-
-def measured_plan(checkout):
-    """Return the plan of the big sheet, the processor's seconds and the peak memory in kB."""
-    arguments = ("results/table.md", "--profile", "slurm", "--config", "sheet=config/big.yaml")
-    said = checkout.run("--dry-run", *arguments)
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return said, usage.ru_utime, usage.ru_maxrss
+    arguments = ["--dry-run", "results/table.md", "--profile", "slurm"]
+    arguments += ["--config", "sheet=config/big.yaml"]
+    (checkout.path / "measure.py").write_text(MEASURE)
+    command = [sys.executable, "measure.py", *arguments]
+    environment = checkout.environment()
+    done = subprocess.run(
+        command, cwd=checkout.path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    calls, kilobytes = map(int, (checkout.path / "measured.txt").read_text().split())
+    return Plan(done.stdout + done.stderr), calls, kilobytes

@@ -96,17 +96,13 @@ def probe_timm(
         UserError: no such model, or one that cannot work as a backbone.
     """
     with torch.device("meta"), torch.enable_grad():
-        native = _create(name, None, 0.0, dict(options))
-        strides = [info["reduction"] for info in native.feature_info]
+        model, size, strides = _create_for(name, img_size, dict(options))
         flat = len(set(strides)) == 1
-        patch = strides[0] if flat else 1
-        size = tuple(-(-side // patch) * patch for side in img_size)
-        model = _create(name, size, 0.0, dict(options))
         whole = set(model.state_dict())
         taps = Taps(
             model_name=name,
             img_size=size,
-            patch=patch,
+            patch=strides[0] if flat else 1,
             indices=default_indices(strides) if indices is None else indices,
             norm=flat if norm is None else norm,
             mean=tuple(255 * value for value in model.pretrained_cfg["mean"]),
@@ -117,11 +113,11 @@ def probe_timm(
         parameters = dict(model.named_parameters())
         sums = [m.sum() for m in maps]
         gradients = torch.autograd.grad(sums, list(parameters.values()), allow_unused=True)
-        pad = patch > 1 and not _takes_any_side(model, taps)
+        pad = taps.patch > 1 and not _takes_any_side(model, taps)
     unused = (n for n, g in zip(parameters, gradients, strict=True) if g is None)
     return dataclasses.replace(
         taps,
-        patch=patch if pad else 1,
+        patch=taps.patch if pad else 1,
         channels=tuple(m.shape[1] for m in maps),
         strides=tuple(size[0] / m.shape[2] for m in maps),
         unused=frozenset(unused),
@@ -129,8 +125,26 @@ def probe_timm(
     )
 
 
+def _create_for(
+    name: str, img_size: tuple[int, int], options: dict[str, Any]
+) -> tuple[nn.Module, tuple[int, int], list[int]]:
+    """Create a model for images of a size, rounded up to whole patches where it has patches.
+
+    Returns:
+        The model, the size, and the strides of its features.
+    """
+    guess = tuple(-(-side // 16) * 16 for side in img_size)
+    model = _create(name, guess, 0.0, options)
+    strides = [info["reduction"] for info in model.feature_info]
+    patch = strides[0] if len(set(strides)) == 1 else 1
+    size = tuple(-(-side // patch) * patch for side in img_size)
+    if size != guess:
+        model = _create(name, size, 0.0, options)
+    return model, size, strides
+
+
 def _create(
-    name: str, img_size: tuple[int, int] | None, drop_path_rate: float, options: dict[str, Any]
+    name: str, img_size: tuple[int, int], drop_path_rate: float, options: dict[str, Any]
 ) -> nn.Module:
     """Create a timm model, for images of a size as far as its class depends on one."""
     if not timm.is_model(name):
@@ -140,7 +154,7 @@ def _create(
     options = {"num_classes": 0, "drop_path_rate": drop_path_rate, **options}
     sizes = [{"img_size": img_size, "dynamic_img_size": True}, {"img_size": img_size}, {}]
     error: Exception | None = None
-    for sized in sizes if img_size else [{}]:
+    for sized in sizes:
         try:
             return _checked(name, timm.create_model(name, pretrained=False, **options, **sized))
         except TypeError as unexpected:  # the class takes no such argument

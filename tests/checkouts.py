@@ -1,4 +1,4 @@
-"""A copy of the repository to run Snakemake in, with a stand-in for the dear commands."""
+"""A copy of the repository to run Snakemake in, with a stand-in for the expensive commands."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import IO
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PARTS = (
     "Snakefile",
     "environment.yml",
@@ -19,6 +19,7 @@ PARTS = (
     "cae_seg",
     "snakemake_executor_plugin_cae_slurm",
 )
+LONGEST_SECONDS = 3000.0  # guards against hanging
 PROFILES = ("local", "slurm", "demo")
 
 
@@ -43,10 +44,10 @@ class Checkout:
             shutil.copy2(ROOT / profile, path / profile, follow_symlinks=False)
         (path / "bin").mkdir()
         if stub:
-            shutil.copy2(Path(__file__).parent / "stub_cae_seg.sh", path / "bin/cae-seg")
+            shutil.copy2(ROOT / "tests/workflow/stub_cae_seg.sh", path / "bin/cae-seg")
 
     def snakemake(
-        self, *arguments: str, timeout: float = 300, **environment: str
+        self, *arguments: str, timeout: float = LONGEST_SECONDS, **environment: str
     ) -> subprocess.CompletedProcess:
         """Run Snakemake here, with this copy's `cae_seg` and an empty home folder."""
         return subprocess.run(
@@ -55,7 +56,7 @@ class Checkout:
             capture_output=True,
             text=True,
             timeout=timeout,
-            env=self._environment() | environment,
+            env=self.environment() | environment,
         )
 
     def start(self, *arguments: str, said: IO, **environment: str) -> subprocess.Popen:
@@ -66,13 +67,14 @@ class Checkout:
             stdout=said,
             stderr=said,
             start_new_session=True,
-            env=self._environment() | environment,
+            env=self.environment() | environment,
         )
 
     def _command(self, arguments: tuple[str, ...]) -> list[str]:
         return [sys.executable, "-m", "snakemake", *arguments]
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """Return the variables for a process here: this copy's `cae_seg`, an empty home folder."""
         home = self.path / "home"
         home.mkdir(exist_ok=True)
         folders = [self.path / "bin", Path(sys.executable).parent, os.environ["PATH"]]
@@ -84,7 +86,7 @@ class Checkout:
             "PATH": os.pathsep.join(map(str, folders)),
         }
 
-    def run(self, *arguments: str, timeout: float = 300, **environment: str) -> str:
+    def run(self, *arguments: str, timeout: float = LONGEST_SECONDS, **environment: str) -> str:
         """Run Snakemake, which must succeed; return what it said."""
         done = self.snakemake(*arguments, timeout=timeout, **environment)
         said = done.stdout + done.stderr
