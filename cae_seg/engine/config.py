@@ -44,15 +44,23 @@ def load_config(
     Raises:
         UserError: the file cannot be found or read, or an option or a knob does not fit it.
     """
-    options = options or {}
-    config = read_config(find_config(name))
+    return apply_options(read_config(find_config(name)), options or {}, knobs or Knobs())
+
+
+def apply_options(config: Config, options: dict[str, Any], knobs: Knobs) -> Config:
+    """Return a copy of a config that was read, checked and changed as `load_config` does.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    config = config.copy()
     move_pretrained(config)
     merged = merge_options(config, options)
     import_custom_modules(merged)
     check_types(merged)
     check_options(config, options)
     config.total_batch_size = global_batch_size(config)
-    apply_knobs(config, knobs or Knobs())
+    apply_knobs(config, knobs)
     config = merge_options(config, options)
     move_pretrained(config, none_clears="model.pretrained" in options)
     return config
