@@ -479,6 +479,7 @@ def _add_figures(commands: Any) -> None:
     parser = _add(commands, "figures", _figures, "draw the results of a sheet, test the claim")
     _add_sheet_option(parser)
     parser.add_argument("--out", type=output_folder, required=True, help="folder")
+    parser.add_argument("--paper", action="store_true", help="3.25 inches wide, for a column")
     parser.add_argument("--claim", type=output_file, help="the published claim, checked (Markdown)")
     _add_pages_option(parser)
 
@@ -487,7 +488,7 @@ def _figures(options: argparse.Namespace) -> None:
     from cae_seg.results.claim_page import write_claim
     from cae_seg.results.figures import write_figures
 
-    write_figures(options.sheet, options.out)
+    write_figures(options.sheet, options.out, paper=options.paper)
     if options.claim:
         write_claim(options.sheet, options.claim)
     if options.claim and options.pages:

@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cae_seg.sheet.sheet import Data, Experiment, Sheet
+from cae_seg.sheet.reading import Sheet
+from cae_seg.sheet.schema import Data, Experiment
 
 CONFIG = "made_up"
 CLASSES = [f"class {number}" for number in range(150)]

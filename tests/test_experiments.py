@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cae_seg.errors import UserError
-from cae_seg.sheet.sheet import load_sheet
+from cae_seg.sheet.reading import load_sheet
 
 ROOT = Path(__file__).resolve().parents[1]
 SHEETS = ["published", "sweep", "demo"]
@@ -207,7 +207,7 @@ WHOLE = {
     "not a mapping": ("- a\n- b\n", r"must be a mapping"),
     "no YAML": ("experiments: [", r"sheet.yaml:\d+: is not a valid sheet"),
     "two names": (f"experiments:\n  - {ROW}\n  - {ROW}\n", r":3: experiment 'a': name: two rows"),
-    "key twice": ("results: a\nresults: b\n", r":2: .*'results' stands there twice"),
+    "key twice": ("results: a\nresults: b\n", r":2: .*duplicate key 'results'"),
     "reserved": (
         f"experiments:\n  - {ROW.replace('name: a', 'name: logs')}\n",
         r"is a file or folder of the results",

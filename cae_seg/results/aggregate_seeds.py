@@ -9,6 +9,7 @@ from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, read_json
 
 SCORES = ("mIoU", "mAcc", "aAcc")
+LARGE = ("per_class", "confusion")  # left in each seed's own file
 
 
 def summarise(paths: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def summarise(paths: Sequence[Path], out: Path) -> dict[str, Any]:
         "n": len(seeds),
         **{name: statistics.fmean(seed[name] for seed in seeds) for name in SCORES},
         "mIoU_std": statistics.stdev(scores) if len(scores) > 1 else None,
-        "seeds": [{k: v for k, v in seed.items() if k != "per_class"} for seed in seeds],
+        "seeds": [{k: v for k, v in seed.items() if k not in LARGE} for seed in seeds],
     }
     atomic_write_json(out, summary)
     return summary

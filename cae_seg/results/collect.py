@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from cae_seg.sheet.sheet import Experiment, Sheet, load_sheet
+from cae_seg.sheet.reading import Sheet, load_sheet
+from cae_seg.sheet.schema import Experiment
 from cae_seg.run.paths import Record, RunFolder
 
 SILENT_SECONDS = 900.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from cae_seg.sheet.sheet import Experiment
+from cae_seg.sheet.schema import Experiment
 from cae_seg.files import atomic_write_text
 from cae_seg.results.collect import Sheets, open_sheets
 from cae_seg.run.paths import RunFolder

@@ -1,6 +1,6 @@
 """What is still to be done in a sheet whose workflow has failed, for the person at the keyboard."""
 
-from cae_seg.sheet.sheet import Sheet
+from cae_seg.sheet.reading import Sheet
 from cae_seg.run.paths import RunFolder
 
 

@@ -33,7 +33,8 @@ def _write_per_class(metrics: dict[str, Any], to: Path) -> None:
         writer = csv.DictWriter(stream, ["name", "IoU", "Acc"], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(metrics["per_class"])
-    from cae_seg.results.figures import draw_classes, save
+    from cae_seg.results.class_figures import draw_classes
+    from cae_seg.results.plotting import save
 
     save(draw_classes(metrics["per_class"]), to / "per_class.png")
 

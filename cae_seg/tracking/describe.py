@@ -126,7 +126,7 @@ def labels_of(facts: dict[str, Any], sheet: Path | None) -> dict[str, Any]:
     """Return what the sheet says of a run; nothing if the run is not in it."""
     if sheet is None or facts.get("experiment") is None:
         return {}
-    from cae_seg.sheet.sheet import load_sheet
+    from cae_seg.sheet.reading import load_sheet
 
     for row in load_sheet(sheet).experiments:
         if row.name == facts["experiment"]:

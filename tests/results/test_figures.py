@@ -1,14 +1,21 @@
+import itertools
+import re
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 from made_up_runs import evaluate_run, finish_run, make_row, make_sheet, make_sweep, start_run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from cae_seg.data.visualize import paint_labels, paint_panel
+from cae_seg.results.aggregate import aggregate
+from cae_seg.results.class_figures import draw_confusion
+from cae_seg.results.collect import collect_runs
+from cae_seg.results.curves import draw_iterations, draw_learning_rates
 from cae_seg.results.figures import write_figures
 
-NAMES = ["miou_by_learning_rate", "miou_by_iteration", "per_class"]
+NAMES = ["miou_by_learning_rate", "miou_by_iteration", "loss_by_iteration", "per_class"]
 SCORES = {
     (300, "2e-4"): (47.1, 47.3),
     (300, "4e-4"): (48.0, 48.2),
@@ -28,28 +35,84 @@ def svg_texts(path):
     return " ".join("".join(element.itertext()) for element in ElementTree.parse(path).iter())
 
 
-def test_every_figure_is_there_as_svg_and_png_with_its_words(sheet, tmp_path):
+def drawn(sheet):
+    runs = collect_runs(sheet)
+    return draw_learning_rates(aggregate(runs), runs).axes[0], draw_iterations(runs).axes[0]
+
+
+def test_every_figure_is_there_in_three_formats_with_its_words(sheet, tmp_path):
     write_figures(sheet, tmp_path / "figures")
     found = sorted(path.name for path in (tmp_path / "figures").iterdir())
-    assert found == sorted(f"{name}.{end}" for name in NAMES for end in ("png", "svg"))
+    assert found == sorted(f"{name}.{end}" for name in NAMES for end in ("png", "svg", "pdf"))
     texts = svg_texts(tmp_path / "figures" / "miou_by_learning_rate.svg")
-    for word in ("learning rate", "mIoU (%)", "ViT-B, 300 epochs", "published", "4e-4"):
+    for word in ("learning rate", "mIoU (%)", "ViT-B, 300 epochs", "published", "4e-4",
+                 "mean over n = 1 to 2 seeds; bars: ± standard deviation"):  # fmt: skip
         assert word in texts
-    assert "lr 2e-4, seed 1" in svg_texts(tmp_path / "figures" / "miou_by_iteration.svg")
+    texts = svg_texts(tmp_path / "figures" / "miou_by_iteration.svg")
+    assert "ViT-B, 300 epochs, 2e-4 (n=2)" in texts
+    assert "bands: lowest to highest seed" in texts
+    assert "training loss" in svg_texts(tmp_path / "figures" / "loss_by_iteration.svg")
     classes = svg_texts(tmp_path / "figures" / "per_class.svg")
     assert "class 149" in classes
     assert "class 7 " not in classes  # has no IoU
 
 
-def test_lines_are_told_apart_without_colour(sheet, tmp_path):
-    from cae_seg.results.aggregate import aggregate
-    from cae_seg.results.collect import collect_runs
-    from cae_seg.results.figures import draw_learning_rates
+def test_a_single_seed_has_no_error_bar(sheet):
+    axes, _ = drawn(sheet)
+    bars = [bar for container in axes.containers for bar in container.lines[2][0].get_segments()]
+    assert len(bars) == 3  # of four combinations, one has one seed
+    assert all(top > bottom for (_, bottom), (_, top) in bars)
 
-    runs = collect_runs(sheet)
-    axes = draw_learning_rates(aggregate(runs), runs).axes[0]
-    bars = [container.lines[0] for container in axes.containers]
-    assert len({(line.get_marker(), line.get_linestyle()) for line in bars}) == len(bars) == 2
+
+def test_seeds_of_a_combination_are_one_line_with_a_band(sheet):
+    _, axes = drawn(sheet)
+    assert len(axes.lines) == 4
+    assert len(axes.collections) == 3
+    means = sorted(line.get_ydata()[-1] for line in axes.lines)
+    assert means == pytest.approx([47.2, 48.1, 50.05, 50.3])
+
+
+def test_lines_are_told_apart_without_colour(sheet):
+    axes, over_iterations = drawn(sheet)
+    lines = [line for line in axes.lines if line.get_linestyle() != "None" and len(line.get_xdata())]
+    assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == len(lines) == 2
+    looks = {(line.get_marker(), line.get_color()) for line in over_iterations.lines}
+    assert len(looks) == 4
+
+
+def test_labels_at_lines_do_not_overlap(sheet):
+    figure = draw_iterations(collect_runs(sheet))
+    FigureCanvasAgg(figure).draw()
+    boxes = sorted((text.get_window_extent() for text in figure.axes[0].texts), key=lambda b: b.y0)
+    assert len(boxes) == 4
+    for lower, upper in itertools.pairwise(boxes):
+        assert lower.y1 <= upper.y0 + 1
+    assert all(box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_figures_for_a_paper_are_one_column_wide(sheet, tmp_path):
+    for path in write_figures(sheet, tmp_path / "paper", paper=True):
+        if path.suffix == ".pdf":
+            (box,) = re.findall(rb"/MediaBox \[ ?0 0 ([\d.]+) ", path.read_bytes())
+            assert float(box) == pytest.approx(3.25 * 72), path.name
+
+
+def test_the_most_confused_classes_are_drawn_as_shares(sheet, tmp_path):
+    counts = np.zeros((150, 150), int)
+    counts[np.arange(149), np.arange(149)] = 1000
+    counts[3, 5] = 3000
+    folder = sheet.run_folder("vit_b_1600_lr1e-4", 0)
+    evaluate_run(folder, miou=50.3, confusion=counts.tolist())
+    assert tmp_path / "out/confusion.svg" in write_figures(sheet, tmp_path / "out")
+    texts = svg_texts(tmp_path / "out/confusion.svg")
+    for word in ("class 3", "class 5", "true class", "the 25 classes with most wrong pixels"):
+        assert word in texts
+    axes = draw_confusion(counts, [f"class {n}" for n in range(150)], "run").axes[0]
+    (picture,) = axes.images
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    shares = picture.get_array()
+    assert shares[labels.index("class 3"), labels.index("class 5")] == pytest.approx(75)
+    assert "class 149" not in labels  # does not occur
 
 
 def test_the_same_results_give_the_same_bytes(sheet, tmp_path):

@@ -30,7 +30,7 @@ from cae_seg.results.aggregate import aggregate
 from cae_seg.results.collect import collect_runs
 from cae_seg.results.table import write_table
 from cae_seg.run import provenance
-from cae_seg.sheet.sheet import load_sheet
+from cae_seg.sheet.reading import load_sheet
 
 SCORES = {
     (1600, "1e-4"): (50.3, 50.5),

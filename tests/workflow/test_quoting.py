@@ -10,7 +10,9 @@ import yaml
 from checkouts import ROOT, Checkout
 
 from cae_seg.errors import UserError
-from cae_seg.sheet.sheet import EXPANDED, RESERVED_NAMES, load_sheet
+from cae_seg.sheet.reading import load_sheet
+from cae_seg.sheet.schema import RESERVED_NAMES
+from cae_seg.sheet.values import EXPANDED
 
 HOSTILE = [
     "$(touch pwned)",

@@ -5,7 +5,9 @@ from pathlib import Path
 from cae_seg.engine.check_sheet import check_sheet
 from cae_seg.run.provenance import code_fingerprint
 from cae_seg.errors import UserError
-from cae_seg.sheet.sheet import EXPANDED, Experiment, Sheet, load_sheet
+from cae_seg.sheet.reading import Sheet, load_sheet
+from cae_seg.sheet.schema import Experiment
+from cae_seg.sheet.values import EXPANDED
 from cae_seg.files import read_json
 
 

@@ -1,4 +1,4 @@
-"""Write what is known of a sheet's keys, from the models of `cae_seg.sheet.sheet`.
+"""Write what is known of a sheet's keys, from the models of `cae_seg.sheet.schema`.
 
 `python workflow/schemas/generate.py` writes `sheet.schema.json`, which editors complete and check
 sheets with, and the tables of `config/README.md`. A test fails when either is stale.
@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from cae_seg.sheet.sheet import Data, Experiment, Grid, Resources, Settings, SheetFile
+from cae_seg.sheet.schema import Data, Experiment, Grid, Resources, Settings, SheetFile
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "workflow/schemas/sheet.schema.json"

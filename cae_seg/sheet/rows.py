@@ -1,0 +1,140 @@
+"""The rows of a sheet: spanned by grids, completed from their configs, free of contradictions."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from cae_seg.config_files import ZOO_PREFIX, find_config, named_batch_size
+from cae_seg.errors import UserError
+from cae_seg.sheet.messages import nearest, reason
+from cae_seg.sheet.schema import (
+    MOST_RUNS,
+    RECIPES,
+    RESERVED_NAMES,
+    SIZES,
+    Experiment,
+    SheetFile,
+)
+
+_RATE_IN_NAME = re.compile(r"_(\d+(?:\.\d+)?e-\d+)(?=_|$)")
+
+
+class RowError(ValueError):
+    """Something is wrong with one row as a whole."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class _Configs:
+    """The config files of the repository, by stem."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._paths = {
+            path.stem: str(path.relative_to(root))
+            for path in sorted((root / "configs_local").rglob("*.py"))
+            if "_base_" not in path.parts
+        }
+
+    def find(self, row: Experiment) -> str:
+        """Return the path of a row's config, relative to the repository."""
+        wanted = row.config or RECIPES[row.backbone]
+        if wanted in self._paths:
+            return self._paths[wanted]
+        if wanted.startswith(ZOO_PREFIX):
+            return self._find_in_zoo(wanted, row)
+        if wanted.endswith(".py") and (self._root / wanted).is_file():
+            return wanted
+        raise RowError(row.name, f"config: {wanted!r} is no config; {nearest(wanted, self._paths)}")
+
+    def _find_in_zoo(self, wanted: str, row: Experiment) -> str:
+        try:
+            find_config(wanted)
+        except UserError as error:
+            raise RowError(row.name, f"config: {error}") from error
+        return wanted
+
+
+def resolve_rows(rows: Iterable[Experiment], root: Path) -> Iterator[Experiment]:
+    """Yield the rows with config path and learning rate filled in, and refuse contradictions."""
+    names = set()
+    configs = _Configs(root)
+    for row in rows:
+        if row.name in names:
+            raise RowError(row.name, "name: two rows have this name; make it unique")
+        if row.name.lower() in RESERVED_NAMES:
+            raise RowError(row.name, "name: is a file or folder of the results; choose another")
+        names.add(row.name)
+        config = configs.find(row)
+        _check_backbone(row, Path(config).stem)
+        _check_nodes(row)
+        rate = _checked_rate(row, Path(config).stem)
+        yield row.model_copy(update={"config": config, "learning_rate": rate})
+
+
+def _check_backbone(row: Experiment, stem: str) -> None:
+    for backbone, size in SIZES.items():
+        if f"_cae_{size}" in stem and backbone != row.backbone:
+            raise RowError(
+                row.name, f"backbone: {row.backbone!r} contradicts the config {stem} ({backbone})"
+            )
+
+
+def _check_nodes(row: Experiment) -> None:
+    if row.gpus and row.gpus % row.nodes:
+        raise RowError(row.name, f"gpus: {row.gpus} do not divide evenly over {row.nodes} nodes")
+    images = row.batch_size or named_batch_size(row.stem) or 16
+    if row.gpus and images % row.gpus:
+        fit = " ".join(str(gpus) for gpus in range(1, images + 1) if images % gpus == 0)
+        raise RowError(
+            row.name,
+            f"gpus: {row.gpus} do not divide the {images} images of an iteration; {fit} do",
+        )
+
+
+def _checked_rate(row: Experiment, stem: str) -> str:
+    """Return the row's learning rate, which the name of its config may hold or forbid."""
+    found = _RATE_IN_NAME.search(stem)
+    named = found.group(1) if found else None
+    if row.learning_rate is None and named is None:
+        raise RowError(row.name, f"learning_rate: is missing; the config {stem} names none")
+    if row.learning_rate is None:
+        return named
+    if named is not None and float(named) != float(row.learning_rate):
+        raise RowError(
+            row.name,
+            f"learning_rate: {row.learning_rate} contradicts the config {stem}; "
+            f"leave `config` out to use the recipe {RECIPES[row.backbone]} with any rate",
+        )
+    return row.learning_rate
+
+
+def rows_of(file: SheetFile) -> list[Experiment]:
+    """Return the rows of a sheet and those that its grids stand for.
+
+    Raises:
+        ValueError: they are too many, a pattern holds an unknown field, or a row made by a grid
+            has a value that is not allowed.
+    """
+    runs = sum(len(row.seeds) for row in file.experiments)
+    runs += sum(grid.size * len(grid.seeds) for grid in file.grid)
+    if runs > MOST_RUNS:
+        raise ValueError(f"stands for {runs} runs, more than {MOST_RUNS}; use several sheets")
+    return [*file.experiments, *_grid_rows(file)]
+
+
+def _grid_rows(file: SheetFile) -> Iterator[Experiment]:
+    for grid in file.grid:
+        for row in grid.rows():
+            try:
+                yield Experiment.model_validate(row)
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(map(str, first["loc"]))
+                raise ValueError(
+                    f"grid: its row {row['name']!r}: {place}: {reason(first)}"
+                ) from error
