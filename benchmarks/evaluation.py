@@ -22,9 +22,13 @@ from torch.utils.data import DataLoader
 
 from benchmarks.models import BASE, TINY, build_ours, build_stock, load_config
 from benchmarks.suite import Options, alternate, case, timed
-from cae_seg.engine.evaluation import Evaluation
+from cae_seg.engine.acceleration import accelerate
+from cae_seg.engine.evaluation import build_tester
 from cae_seg.engine.ranks import Ranks
-from cae_seg.engine.runner import point_to
+from cae_seg.engine.resolve import point_to
+from cae_seg.engine.runner import ExactRunner
+from cae_seg.engine.session import Session
+from cae_seg.run.deadline import StopRequest
 
 # (height, width): the commonest shape of ADE20K's validation images, and a mix like the rest.
 PLAIN = [(512, 683)] * 3
@@ -128,8 +132,19 @@ def stock_evaluation(config: Config, model: nn.Module) -> Callable[[], float]:
 
 def our_evaluation(config: Config, model: nn.Module, device: str) -> Callable[[], float]:
     """Return our evaluation on the same set; it returns the mIoU."""
-    measured = Evaluation(config, Ranks(0, 1, 0, torch.device(device)), lambda: False, workers=0)
-    return lambda: measured.run(model).scores["mIoU"]
+    tester = _tester(config, model, Ranks(0, 1, 0, torch.device(device)))
+    return lambda: tester.test_loop.run()["mIoU"]
+
+
+def _tester(config: Config, model: nn.Module, ranks: Ranks) -> ExactRunner:
+    """Return a runner whose test loop is ready to run."""
+    accelerated = copy.deepcopy(config)
+    accelerate(accelerated)
+    precision = accelerated.evaluation_precision
+    session = Session(ranks, 0, StopRequest(), workers=0, evaluation_precision=precision)
+    tester = build_tester(accelerated, session, model, Path(tempfile.mkdtemp()))
+    tester.test()
+    return tester
 
 
 @torch.no_grad()
@@ -217,10 +232,9 @@ def _worker(root: Path, device: str, quick: bool) -> None:
     point_to(config, root)
     with joined(device) as ranks:
         model = build_ours(config, device).eval()
-        measured = Evaluation(config, ranks, lambda: False, workers=0)
-        model.predict_labels([torch.zeros(3, *config.crop_size, device=device)], [(512, 512)])
+        tester = _tester(config, model, ranks)
         ranks.wait()
-        print(timed(lambda: measured.run(model)))
+        print(timed(tester.test_loop.run))
 
 
 if __name__ == "__main__":

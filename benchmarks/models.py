@@ -14,6 +14,8 @@ from mmseg.registry import MODELS
 from torch import nn
 
 import cae_seg.registration  # noqa: F401
+from cae_seg.engine.acceleration import accelerate
+from cae_seg.engine.build import build_model
 from cae_seg.models.backbones.cae import CAEAttention
 from cae_seg.models.layers.stochastic import SampleDropout2d, SampleDropPath
 
@@ -31,8 +33,9 @@ def load_config(stem: str) -> Config:
 
 def build_ours(config: Config, device: str) -> nn.Module:
     """Build our segmentor with random weights that make clear predictions."""
-    torch.manual_seed(0)
-    model = MODELS.build(copy.deepcopy(config.model))
+    config = copy.deepcopy(config)
+    accelerate(config)
+    model = build_model(config, 0, start=False)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -70,20 +73,15 @@ def _beit_attention(
 
 def _stock_config(config: Config) -> dict[str, Any]:
     stock = copy.deepcopy(config.model)
-    stock.type = "EncoderDecoder"
-    stock.decode_head.type, stock.auxiliary_head.type = "UPerHead", "FCNHead"
     # SyncBN of one process is BN, and exists on CUDA only.
     stock.decode_head.norm_cfg = stock.auxiliary_head.norm_cfg = {"type": "BN"}
-    for key in ("pretrained", "fast_paths"):
-        stock.pop(key, None)
     return stock
 
 
 def build_optimizer(config: Config, model: nn.Module, device: str, *, stock: bool) -> OptimWrapper:
     """Build the recipe's optimiser; the stock one as torch gives it, mixed precision on CUDA."""
     wrapper = copy.deepcopy(config.optim_wrapper)
-    if stock:
-        wrapper.optimizer.pop("fused", None)
+    wrapper.optimizer.fused = not stock
     if device == "cuda":
         wrapper.update(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
     return build_optim_wrapper(model, wrapper)

@@ -4,6 +4,7 @@ The configs do so by `custom_imports = dict(imports=["cae_seg.registration"])`; 
 alone stays cheap, because the command line must answer `--help` without loading torch.
 """
 
+import cae_seg.data.metric
 import cae_seg.data.sampling
 import cae_seg.data.transforms
 import cae_seg.models.backbones.cae
@@ -15,4 +16,5 @@ import cae_seg.models.heads.setr
 import cae_seg.models.heads.upernet
 import cae_seg.models.layer_decay
 import cae_seg.models.layers.batch_norm
-import cae_seg.models.segmentor  # noqa: F401
+import cae_seg.models.segmentor
+import cae_seg.models.tta  # noqa: F401

@@ -99,7 +99,7 @@ def made_up_facts(name: str | None, seed: int, **changes: Any) -> dict[str, Any]
         "deterministic": False,
         "device": {"type": "cuda", "name": "Made Up 80GB", "count": 2},
         "batch": {"total": 16, "per_rank": 8, "micro": 4, "accumulation": 2, "ranks": 2},
-        "fast_paths": [],
+        "accelerations": [],
         "checkpoint": {"path": "checkpoints/made_up.pth", "sha256": "c" * 64, "layout": "cae"},
         "data": {
             "fingerprint": "d" * 64,

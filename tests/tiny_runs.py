@@ -19,18 +19,36 @@ model = dict(
     auxiliary_head=dict(in_channels=16, channels=8),
     test_cfg=dict(crop_size=crop_size, stride=(21, 21)),
 )
-train_dataloader = dict(
-    dataset=dict(
-        dataset=dict(pipeline=[dict(type="TrainTransform", scale=image_scale, crop_size=crop_size)])
-    )
-)
-val_pipeline = [
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="RandomResize", scale=image_scale, ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackSegInputs"),
+]
+test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=image_scale, keep_ratio=True),
     dict(type="LoadAnnotations", reduce_zero_label=True),
     dict(type="PackSegInputs"),
 ]
-val_dataloader = dict(dataset=dict(pipeline=val_pipeline))
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [dict(type="Resize", scale=s, keep_ratio=True) for s in ((64, 16), (128, 32))],
+            [dict(type="RandomFlip", prob=p, direction="horizontal") for p in (0.0, 1.0)],
+            [dict(type="LoadAnnotations", reduce_zero_label=True)],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
 default_hooks = dict(checkpoint=dict(interval=3), logger=dict(interval=1))
 train_cfg = dict(val_interval=5)
 """

@@ -122,7 +122,8 @@ class TrainTransform:
             `inputs`: (3, H, W) uint8 BGR; `data_samples`: `gt_sem_seg` (1, H, W), uint8 on the
             quick path and int64 on the stock one, and the meta information of the sample.
         """
-        if self._stock is not None:
+        if self._stock is not None or results.get("label_map"):
+            self._stock = self._stock or Compose(self.stock_pipeline())
             return self._stock(results)
         image, label = _read(results["img_path"]), _read(results["seg_map_path"], label=True)
         table = _REDUCED if results["reduce_zero_label"] else _LEVELS
@@ -345,3 +346,53 @@ def _tell_shapes(samples: Sequence[SegDataSample], batch: Tensor) -> None:
     shape = tuple(batch.shape[-2:])
     for sample in samples:
         sample.set_metainfo({"img_shape": shape, "pad_shape": shape, "padding_size": (0, 0, 0, 0)})
+
+
+def train_transform_of(pipeline: Sequence[dict]) -> dict[str, Any] | None:
+    """Return the `TrainTransform` that does what a stock train pipeline does, if there is one.
+
+    Args:
+        pipeline: configs of transforms.
+    """
+    settings: dict[str, Any] = {}
+    if [step.get("type") for step in pipeline] != list(_STOCK_STEPS):
+        return None
+    for step, taken in zip(pipeline, _STOCK_STEPS.values(), strict=True):
+        given = {key: value for key, value in step.items() if key != "type"}
+        if not given.keys() <= taken.keys():
+            return None
+        for key, name in taken.items():
+            if isinstance(name, str):
+                if key in given:
+                    settings[name] = given[key]
+            elif given.get(key, None if key in _NO_DEFAULT else name[0]) not in name:
+                return None
+    if not {"scale", "crop_size"} <= settings.keys():
+        return None
+    # The stock defaults where they differ from ours.
+    defaults = {"cat_max_ratio": 1.0, "ratio_range": None, "flip_prob": None}
+    settings = {**defaults, **settings}
+    if settings["ratio_range"] is None or not isinstance(settings["flip_prob"], float | int):
+        return None
+    return {"type": "TrainTransform", **settings}
+
+
+# Type of each stock step → its settings that are handed on (by the name of ours), or the values
+# that are accepted.
+_STOCK_STEPS: dict[str, dict[str, str | tuple]] = {
+    "LoadImageFromFile": {"backend_args": (None,)},
+    "LoadAnnotations": {"reduce_zero_label": (None, True, False), "backend_args": (None,)},
+    "RandomResize": {"scale": "scale", "ratio_range": "ratio_range", "keep_ratio": (True,)},
+    "RandomCrop": {
+        "crop_size": "crop_size",
+        "cat_max_ratio": "cat_max_ratio",
+        "ignore_index": (255,),
+    },
+    "RandomFlip": {"prob": "flip_prob", "direction": ("horizontal",)},
+    "PhotoMetricDistortion": {
+        name: name
+        for name in ("brightness_delta", "contrast_range", "saturation_range", "hue_delta")
+    },
+    "PackSegInputs": {},
+}
+_NO_DEFAULT = ("keep_ratio",)  # the stock default is one that we do not have

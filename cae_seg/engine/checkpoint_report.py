@@ -39,7 +39,7 @@ def inspect_checkpoint(
     Raises:
         UserError: missing, damaged, of another architecture, or another file than expected.
     """
-    from cae_seg.engine.runner import load_config
+    from cae_seg.engine.config import load_config
 
     settings = load_config(config, cfg_options or {})
     path = _fetch(source, sha256) if is_url(source) else Path(source)
@@ -94,7 +94,7 @@ def _fetch(url: str, sha256: str | None) -> Path:
 
 def _try_on(settings: Any, path: Path) -> Any:
     """Fill a backbone that nobody will train."""
-    from cae_seg.engine.runner import build_backbone
+    from cae_seg.engine.build import build_backbone
     from cae_seg.models.pretrained.load import load_pretrained
 
     return load_pretrained(build_backbone(settings), path)

@@ -13,9 +13,11 @@ from torch import nn
 
 from cae_seg.data.images import read_image
 from cae_seg.data.visualize import paint_panel
-from cae_seg.engine.evaluation import normalise
-from cae_seg.engine.runner import build_model, load_config, load_weights
+from cae_seg.engine.acceleration import accelerate
+from cae_seg.engine.build import build_model
+from cae_seg.engine.config import load_config
 from cae_seg.engine.validate import check_checkpoint
+from cae_seg.engine.weights import load_weights
 from cae_seg.engine.weights_config import config_of_weights
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_writer, check_output_file, check_writable
@@ -60,6 +62,7 @@ def predict(
     kind = place(device, None, count_gpus()).kind
     with separate_logs(speak=True):
         settings = _config(weights, config)
+        accelerate(settings)
         model = build_model(settings, 0, start=False)
         load_weights(model, weights)
         model.to(kind).eval()
@@ -79,8 +82,8 @@ def _predict_one(
         high, wide = image.shape[:2]
         raise UserError(f"{path}: {wide}×{high} cannot be resized; crop it") from error
     with torch.inference_mode():
-        pictures = [normalise(model, item["inputs"], item["data_samples"])]
-        labels = model.predict_labels(pictures, [image.shape[:2]])[0].cpu().numpy()
+        batch = {"inputs": [item["inputs"]], "data_samples": [item["data_samples"]]}
+        labels = model.test_step(batch)[0].pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
     target, panel = _outputs(path, out)
     _write(labels + 1, target)
     _write(paint_panel(image, None, labels, names), panel)

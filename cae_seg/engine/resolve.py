@@ -1,50 +1,120 @@
-"""What a training job comes to on this machine, and the identity that it thereby has."""
+"""Resolve a job for this machine: config, global batch, precision, inputs, identity."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 
+from cae_seg.data.prepare.manifest import load_manifest
+from cae_seg.engine.acceleration import accelerate
+from cae_seg.engine.batch import BatchSplit, split_batch
 from cae_seg.engine.checkpoint_report import known_sha256
-from cae_seg.engine.job import TrainJob
+from cae_seg.engine.config import global_batch_size, load_config
+from cae_seg.engine.identity import identity_of
+from cae_seg.engine.job import EvaluateJob, Job, TrainJob
+from cae_seg.engine.precision import choose_precision
 from cae_seg.engine.ranks import Ranks
-from cae_seg.engine.runner import (
-    BatchSplit,
-    apply_job,
-    choose_precision,
-    identity_of,
-    load_config,
-    pretrained_of,
-    split_batch,
-)
+from cae_seg.engine.validate import check_checkpoint, parse_learning_rate
 from cae_seg.errors import UserError
 from cae_seg.files import sha256_file
 
+_LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
+
 
 @dataclass(frozen=True)
-class Plan:
-    """What a job comes to on this machine."""
+class ResolvedRun:
+    """What a training job means on this machine.
+
+    Args:
+        job: as asked.
+        config: job applied, with stock types; kept in the run folder.
+        built: the same with our faster types, from which the run is built.
+        accelerations: names of what is faster.
+        split: how a batch is shared.
+        precision: "fp16", "bf16", "fp32" or "apex".
+        identity: hash of what decides the numbers.
+        inputs: facts about checkpoint and data.
+    """
 
     job: TrainJob
     config: Config
+    built: Config
+    accelerations: list[str]
     split: BatchSplit
     precision: str
     identity: str
-    inputs: dict[str, Any]  # facts about checkpoint and data
+    inputs: dict[str, Any]
 
 
-def make_plan(job: TrainJob, ranks: Ranks) -> Plan:
-    """Resolve config, batch, precision and identity; the files are hashed once."""
+def resolve_run(job: TrainJob, ranks: Ranks) -> ResolvedRun:
+    """Resolve a training job; files are hashed once, on the first rank.
+
+    Raises:
+        UserError: a mistake of the user's.
+    """
     config = apply_job(load_config(job.config, job.cfg_options, job.knobs), job)
-    precision = choose_precision(config.precision, ranks.device.type)
-    split = split_batch(config.total_batch_size, ranks.world, job.images_per_gpu)
+    precision = choose_precision(config.precision, ranks.device.type, config.optim_wrapper)
+    split = split_batch(global_batch_size(config), ranks.world, job.images_per_gpu)
+    built = copy.deepcopy(config)
+    built.train_dataloader.batch_size = split.per_rank
+    accelerations = accelerate(built)
     inputs = ranks.ask_first(lambda: _inputs(config, job))
-    checkpoint, data = inputs["checkpoint"], inputs["data"]
-    identity = identity_of(
-        config, job.seed, precision, checkpoint and checkpoint["sha256"], data["fingerprint"]
-    )
-    return Plan(job, config, split, precision, identity, inputs)
+    decided = {
+        "seed": job.seed,
+        "precision": precision,
+        "deterministic": job.deterministic,
+        "total": split.total,
+        "accelerations": accelerations,
+        "data": inputs["data"]["fingerprint"],
+    }
+    identity = ranks.ask_first(lambda: identity_of(config, decided, _hash_of(inputs)))
+    return ResolvedRun(job, config, built, accelerations, split, precision, identity, inputs)
+
+
+def apply_job(config: Config, job: Job) -> Config:
+    """Return the config with what the job says: data, learning rate, checkpoint, precision.
+
+    Raises:
+        UserError: a file is missing, or a number is none.
+    """
+    config = copy.deepcopy(config)
+    if job.data is not None:
+        point_to(config, load_manifest(job.data).root)
+    if isinstance(job, EvaluateJob):
+        return config
+    if job.learning_rate is not None:
+        config.optim_wrapper.optimizer.lr = parse_learning_rate(job.learning_rate)
+    if job.pretrained is not None:
+        file = _checkpoint_file(job.pretrained)
+        config.model.backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(file)}
+    if (source := pretrained_of(config)) is not None:
+        check_checkpoint(source)
+    config.precision = job.precision if job.precision != "auto" else config.get("precision", "auto")
+    return config
+
+
+def point_to(config: Config, root: Path) -> None:
+    """Make every data set of the config read from `root`."""
+    for key in _LOADERS:
+        node = (config.get(key) or {}).get("dataset")
+        while node is not None:
+            if "data_root" in node:
+                node.data_root = str(root)
+            node = node.get("dataset")
+
+
+def pretrained_of(config: Config) -> Path | None:
+    """Return the checkpoint file that the backbone starts from; None for an address or none."""
+    start = (config.model.get("backbone") or {}).get("init_cfg")
+    source = start.get("checkpoint") if isinstance(start, dict) else None
+    return Path(source) if source is not None and "://" not in str(source) else None
+
+
+def _checkpoint_file(path: Path) -> Path:
+    """Return the checkpoint itself where the report of its inspection is named."""
+    return known_sha256(path)[0] if path.suffix == ".json" else path
 
 
 def _inputs(config: Config, job: TrainJob) -> dict[str, Any]:
@@ -52,12 +122,7 @@ def _inputs(config: Config, job: TrainJob) -> dict[str, Any]:
     if (source := pretrained_of(config)) is not None:
         checkpoint = {"path": str(source), "sha256": _sha256(source, job.pretrained)}
     if job.data is None:
-        root = config.train_dataloader.dataset.dataset.data_root
-        if not Path(root).is_dir():
-            raise UserError(f"{root}: no data here; run `cae-seg prepare data` or pass --data")
-        return {"checkpoint": checkpoint, "data": {"fingerprint": None, "root": str(root)}}
-    from cae_seg.data.prepare.manifest import load_manifest
-
+        return {"checkpoint": checkpoint, "data": _unprepared(config)}
     manifest = load_manifest(job.data)
     data = {
         "fingerprint": manifest.fingerprint,
@@ -67,8 +132,30 @@ def _inputs(config: Config, job: TrainJob) -> dict[str, Any]:
     return {"checkpoint": checkpoint, "data": data}
 
 
+def _unprepared(config: Config) -> dict[str, Any]:
+    """Describe data without a manifest."""
+    node = config.train_dataloader.dataset
+    while node.get("data_root") is None and node.get("dataset") is not None:
+        node = node.dataset
+    root = node.get("data_root")
+    if root is not None and not Path(root).is_dir():
+        raise UserError(f"{root}: no data here; run `cae-seg prepare data` or pass --data")
+    return {"fingerprint": None, "root": root and str(root)}
+
+
 def _sha256(source: Path, given: Path | None) -> str:
     """Hash the checkpoint, unless its inspection has."""
     if given is not None and given.suffix == ".json":
         return known_sha256(given)[1]
     return sha256_file(source)
+
+
+def _hash_of(inputs: dict[str, Any]) -> Any:
+    known = inputs["checkpoint"]
+
+    def hash_file(path: Path) -> str:
+        if known is not None and path == Path(known["path"]):
+            return known["sha256"]
+        return sha256_file(path)
+
+    return hash_file

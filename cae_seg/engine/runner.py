@@ -1,414 +1,300 @@
-"""From config and job to the parts of a run: model, loaders, optimiser, schedule.
-
-The config is mmengine's and so are the parts; what depends on the machine (precision, batch split,
-loaders) is decided here, and what decides the numbers makes the run's identity.
-"""
+"""mmengine's Runner with resumable state, seeded data and any number of ranks on any device."""
 
 import copy
-import hashlib
-import importlib.util
-import json
-import os
-import pprint
-import random
-from dataclasses import dataclass
+import inspect
+import itertools
+import logging
 from pathlib import Path
 from typing import Any
 
-import mmengine.optim.scheduler  # noqa: F401  (registers the schedulers)
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.dist import broadcast
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cae_seg.engine import config as config_file
-from cae_seg.engine.checkpoint_report import known_sha256
-from cae_seg.engine.job import EvaluateJob, Job, Knobs
-from cae_seg.engine.ranks import Ranks
-from cae_seg.engine.validate import check_checkpoint, parse_learning_rate
+import cae_seg.engine.file_backend
+import cae_seg.engine.hooks.runtime_info  # noqa: F401  (registers it)
+from cae_seg.data.sampling import IterationSampler, SeededDataset
+from cae_seg.engine.build import seed_all
+from cae_seg.engine.hooks.record import RecordHook
+from cae_seg.engine.loops import ExactTestLoop, ExactTrainLoop, ExactValLoop
+from cae_seg.engine.precision import wrap_optimizer
+from cae_seg.engine.session import Session, TrainingSession
+from cae_seg.engine.state import hub_state, is_plain, restore_hub, to_plain
+from cae_seg.engine.workers import configure_workers
+from cae_seg.engine.wrappers import MicroBatchDDP, OrderedAverage
 from cae_seg.errors import UserError
-from cae_seg.models.pretrained.reading import load_checkpoint_file
-from cae_seg.models.pretrained.values import check_values
-from cae_seg.run.logs import quiet_imports
+from cae_seg.run.checkpoints import load_state, to_cpu
 
-with quiet_imports():
-    import cae_seg.registration  # noqa: F401  (registers our parts, and mmsegmentation's)
-
-NOT_RUN = ("custom_hooks", "custom_imports_hooks")
-# Keys that say where something lies or how a run behaves, not what it computes.
-NOT_DECIDING = frozenset(
-    {"data_root", "checkpoint", "fast_paths", "fast", "fused", "use_checkpoint"}
+_number = itertools.count()
+# Settings of CheckpointHook that resumable states do not cover; without them it is not run.
+_CHECKPOINT_HOOK_KEYS = frozenset(
+    {"save_best", "max_keep_ckpts", "published_keys", "out_dir", "save_begin", "filename_tmpl"}
 )
+_LOG_FOLDER = "mmengine"
 
 
-@dataclass(frozen=True)
-class BatchSplit:
-    """How the images of one iteration are shared: over ranks, and over time within a rank."""
+@RUNNERS.register_module()
+class ExactRunner(Runner):
+    """A Runner that continues bit for bit after any interruption.
 
-    total: int
-    ranks: int
-    micro: int
+    Args:
+        session: what the command and the machine decide.
+        kwargs: as `Runner`.
+    """
 
-    @property
-    def per_rank(self) -> int:
-        """Images an iteration of one rank."""
-        return self.total // self.ranks
+    def __init__(self, session: Session, **kwargs: Any) -> None:
+        self.session = session
+        self.resumed: dict[str, Any] = {}
+        self.evaluated: set[int] = set()  # iterations whose evaluation need not be repeated
+        self.data_seconds = 0.0  # time that the last iteration waited for its batch
+        super().__init__(**kwargs)
 
-    @property
-    def accumulation(self) -> int:
-        """Backward passes per step of the optimiser."""
-        return self.per_rank // self.micro
+    @classmethod
+    def of(cls, config: Config, session: Session, model: nn.Module, folder: Path) -> "ExactRunner":
+        """Build the runner of a config around a model.
 
-    def as_dict(self) -> dict[str, int]:
-        """Return what the run's record says."""
-        return {
-            "total": self.total,
-            "per_rank": self.per_rank,
-            "micro": self.micro,
-            "accumulation": self.accumulation,
-            "ranks": self.ranks,
+        Args:
+            config: job applied, accelerated.
+            session: what the command and the machine decide.
+            model: built from the config.
+            folder: where mmengine and the hooks write.
+        """
+        config = copy.deepcopy(config)
+        config.work_dir = str(folder)
+        config.launcher = "pytorch" if session.ranks.world > 1 else "none"
+        config.randomness = {"seed": session.seed}
+        config.resume = False
+        names = set(inspect.signature(Runner.__init__).parameters) - {"cfg", "data_preprocessor"}
+        arguments = {name: config[name] for name in names if name in config}
+        return cls(session, **arguments | {"model": model, "cfg": config})
+
+    # Environment
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Set up processes; all attempts log to one folder."""
+        super().setup_env(env_cfg)
+        self._timestamp = _LOG_FOLDER
+        self._experiment_name = f"run_{next(_number)}"
+
+    def set_randomness(self, seed: int, **kwargs: Any) -> None:
+        """Seed all generators, and choose between the fastest kernels and repeatable ones."""
+        session = self.session
+        self._seed, self._deterministic = session.seed, session.deterministic
+        seed_all(session.seed)
+        torch.use_deterministic_algorithms(session.deterministic)
+        torch.backends.cudnn.deterministic = session.deterministic
+        on_gpu = session.ranks.device.type == "cuda"
+        torch.backends.cudnn.benchmark = on_gpu and not session.deterministic
+
+    def build_logger(self, **kwargs: Any) -> MMLogger:
+        """Log to a file alone: a person reads our own lines.
+
+        Singletons of mmengine are found by name, so that each run of a process needs its own.
+        """
+        self._experiment_name = f"run_{next(_number)}"
+        logger = super().build_logger(**kwargs)
+        logger.handlers[:] = [h for h in logger.handlers if type(h) is not logging.StreamHandler]
+        return logger
+
+    def build_visualizer(self, visualizer: Visualizer | dict | None = None) -> Visualizer:
+        """Build a visualizer of this run alone."""
+        if isinstance(visualizer, dict):
+            visualizer = {**visualizer, "name": self._experiment_name}
+        return super().build_visualizer(visualizer)
+
+    def _log_env(self, env_cfg: dict) -> None:
+        """Log nothing: the run's metadata has it, and mmengine would start nvcc and gcc."""
+
+    def dump_config(self) -> None:
+        """Write nothing: the run folder keeps the config."""
+
+    # Model, optimiser, data
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wrap for micro-batches and the average over ranks, also on one rank."""
+        session = self.session
+        ranks = session.ranks
+        model = model.to(ranks.device)
+        if ranks.world > 1 and ranks.device.type == "cuda" and not session.deterministic:
+            wrapped = MicroBatchDDP(
+                model,
+                device_ids=[ranks.local],
+                broadcast_buffers=False,
+                # Blocks behind the last tap and frozen parts receive no gradient.
+                find_unused_parameters=self.cfg.get("find_unused_parameters", True),
+            )
+        else:
+            wrapped = OrderedAverage(model)
+        if isinstance(session, TrainingSession):
+            wrapped.set_batch(session.split, ranks.rank, session.seed)
+        return wrapped
+
+    def _init_model_weights(self) -> None:
+        """Give all ranks the values of the first; they were drawn when the model was built."""
+        for value in self.model.module.state_dict().values():
+            broadcast(value)
+
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
+        """Build the optimiser for the run's precision and micro-batches."""
+        if isinstance(optim_wrapper, dict) and not isinstance(optim_wrapper, OptimWrapper):
+            optim_wrapper = wrap_optimizer(copy.deepcopy(optim_wrapper), self.session.precision)
+            optim_wrapper["accumulative_counts"] = self.session.split.accumulation
+        return super().build_optim_wrapper(optim_wrapper)
+
+    def build_dataloader(
+        self, dataloader: DataLoader | dict, seed: int | None = None, diff_rank_seed: bool = False
+    ) -> DataLoader:
+        """Build a loader; training data is a function of (seed, position) for any data set."""
+        if isinstance(dataloader, DataLoader):
+            return dataloader
+        session, training = self.session, dataloader is self._train_dataloader
+        dataloader = configure_workers(copy.deepcopy(dataloader), session.workers, session.ranks)
+        if not training:
+            dataloader.batch_size = getattr(
+                self.model.module, "images_per_batch", dataloader.get("batch_size", 1)
+            )
+            return Runner.build_dataloader(dataloader, seed=seed)
+        dataloader.batch_size = session.split.per_rank
+        dataloader.dataset = {
+            "type": SeededDataset,
+            "dataset": dataloader.dataset,
+            "seed": session.seed,
         }
-
-
-def split_batch(total: int, ranks: int, fitting: int | None) -> BatchSplit:
-    """Share `total` images over `ranks`, in the largest equal parts of at most `fitting`.
-
-    Raises:
-        UserError: the ranks cannot share evenly.
-    """
-    if total % ranks:
-        fits = ", ".join(str(n) for n in range(1, total + 1) if total % n == 0)
-        raise UserError(
-            f"{total} images an iteration cannot be shared evenly by {ranks} "
-            f"processes; use one of {fits}"
-        )
-    per_rank = total // ranks
-    micro = max(
-        n for n in range(1, per_rank + 1) if per_rank % n == 0 and n <= (fitting or per_rank)
-    )
-    if total > 1 and micro * ranks < 2:
-        raise UserError(
-            "--images-per-gpu 1: batch norm needs two images at once; allow 2, or use several GPUs"
-        )
-    return BatchSplit(total, ranks, micro)
-
-
-def choose_precision(asked: str, kind: str) -> str:
-    """Return "fp16", "bf16", "fp32" or "apex" for a device.
-
-    Args:
-        asked: one of these, or "auto": fp16 on "cuda", fp32 on "cpu".
-        kind: "cuda" or "cpu".
-
-    Raises:
-        UserError: unknown, or not for this device, or NVIDIA's apex is missing.
-    """
-    if asked == "auto":
-        return "fp16" if kind == "cuda" else "fp32"
-    if asked not in ("fp16", "bf16", "fp32", "apex"):
-        raise UserError(f"precision {asked}: is none of auto, fp16, bf16, fp32, apex")
-    if asked != "fp32" and kind == "cpu":
-        raise UserError(f"precision {asked}: needs a GPU; on the CPU use fp32 (or auto)")
-    if asked == "apex":
-        _need_apex()
-    return asked
-
-
-def _need_apex() -> None:
-    try:
-        present = importlib.util.find_spec("apex.amp") is not None
-    except ImportError:
-        present = False
-    if not present:
-        raise UserError(
-            "precision apex: needs NVIDIA's apex, built from github.com/NVIDIA/apex (the package "
-            "`apex` of the Python registry is an unrelated web library); fp16 needs nothing more "
-            "and means the same"
-        )
-
-
-def load_config(
-    path: Path, options: dict[str, Any] | None = None, knobs: Knobs | None = None
-) -> Config:
-    """Read a config that this engine can run, its options checked and merged.
-
-    Raises:
-        UserError: as `cae_seg.engine.config.load_config`, or it has hooks of mmengine's.
-    """
-    config = config_file.load_config(path, options, knobs)
-    if unused := [key for key in NOT_RUN if config.get(key)]:
-        raise UserError(f"{path}: {unused[0]}: hooks of mmengine's are not run here; remove it")
-    return config
-
-
-def apply_job(config: Config, job: Job) -> Config:
-    """Return the config with what the job says: rate, checkpoint, data, seed."""
-    config = copy.deepcopy(config)
-    if job.data is not None:
-        from cae_seg.data.prepare.manifest import load_manifest
-
-        point_to(config, load_manifest(job.data).root)
-    if isinstance(job, EvaluateJob):
-        return config
-    if job.learning_rate is not None:
-        config.optim_wrapper.optimizer.lr = parse_learning_rate(job.learning_rate)
-    if job.pretrained is not None:
-        config.model.backbone.init_cfg = _start_from(_weights_file(job.pretrained))
-    if (source := pretrained_of(config)) is not None:
-        check_checkpoint(source)
-    config.precision = job.precision if job.precision != "auto" else config.get("precision", "auto")
-    config.train_dataloader.dataset.seed = job.seed
-    return config
-
-
-def point_to(config: Config, root: Path) -> None:
-    """Make every data set of the config read from `root`."""
-    for key in ("train_dataloader", "val_dataloader"):
-        node = config.get(key, {}).get("dataset")
-        while node is not None:
-            if "data_root" in node:
-                node.data_root = str(root)
-            node = node.get("dataset")
-    config.data_root = str(root)
-
-
-def pretrained_of(config: Config) -> Path | None:
-    """Return the checkpoint that the backbone starts from."""
-    start = config.model.backbone.get("init_cfg")
-    return Path(start["checkpoint"]) if start else None
-
-
-def config_text(config: Config) -> str:
-    """Write a config as Python, a key a line; `load_config` reads it back."""
-    lines = (
-        f"{key} = {pprint.pformat(value, width=100, sort_dicts=False)}"
-        for key, value in config.to_dict().items()
-    )
-    return "\n".join(lines) + "\n"
-
-
-def config_facts(config: Config) -> dict[str, Any]:
-    """Return the recipe's numbers that a table shows."""
-    optimiser = config.optim_wrapper
-    return {
-        "learning_rate": optimiser.optimizer.lr,
-        "layer_decay": optimiser.get("paramwise_cfg", {}).get("layer_decay_rate"),
-        "drop_path": config.model.backbone.get("drop_path_rate"),
-        "iterations": config.train_cfg.max_iters,
-    }
-
-
-def identity_of(
-    config: Config, seed: int, precision: str, checkpoint: str | None, data: str | None
-) -> str:
-    """Hash what decides the numbers of a run.
-
-    Not among it: the number of ranks, loader workers, paths, logging, how often is saved.
-
-    Args:
-        config: with the job applied.
-        seed: of the run.
-        precision: as chosen for the device.
-        checkpoint: SHA-256 of the pretrained checkpoint.
-        data: fingerprint of the data set.
-    """
-    optimiser = {key: value for key, value in config.optim_wrapper.items() if key != "type"}
-    deciding = {
-        "model": config.model,
-        "optimiser": optimiser,
-        "schedule": config.param_scheduler,
-        "iterations": config.train_cfg.max_iters,
-        "total": config.total_batch_size,
-        "training_data": config.train_dataloader.dataset.dataset,
-        "validation_data": config.val_dataloader.dataset,
-        "seed": seed,
-        "precision": precision,
-        "checkpoint": checkpoint,
-        "data": data,
-    }
-    return digest(deciding)
-
-
-def digest(value: Any) -> str:
-    """Hash a nested config value by content, without what does not decide numbers."""
-    text = json.dumps(_plain(value), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def build_model(config: Config, seed: int, *, start: bool) -> nn.Module:
-    """Build the segmentor on the CPU, its random start values drawn from `seed`.
-
-    Args:
-        config: with the job applied.
-        seed: of the run.
-        start: whether to draw start values and load the pretrained checkpoint; not needed where
-            all weights are loaded afterwards.
-
-    Raises:
-        UserError: unknown type names or a checkpoint that does not fit.
-    """
-    seed_all(seed)
-    model_config = copy.deepcopy(config.model)
-    if not start:
-        model_config.backbone.init_cfg = None
-    model = _build(config, model_config)
-    if start:
-        model.init_weights()
-    return model
-
-
-def build_backbone(config: Config) -> nn.Module:
-    """Build the backbone alone, without its checkpoint.
-
-    Raises:
-        UserError: an unknown type name.
-    """
-    backbone = copy.deepcopy(config.model.backbone)
-    backbone.init_cfg = None
-    return _build(config, backbone)
-
-
-def _build(config: Config, part: Config) -> nn.Module:
-    DefaultScope.get_instance("cae-seg", scope_name=config.get("default_scope", "mmseg"))
-    try:
-        return MODELS.build(part)
-    except KeyError as error:
-        raise UserError(_unknown_type(config, error)) from error
-    except (TypeError, ValueError, AssertionError) as error:
-        raise UserError(_unbuildable(config, error)) from error
-
-
-def seed_all(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def build_train_loader(
-    config: Config, split: BatchSplit, ranks: Ranks, workers: int | None, done: int
-) -> DataLoader:
-    """Build the endless loader of this rank's share, going on after `done` iterations."""
-    loader = copy.deepcopy(config.train_dataloader)
-    loader.batch_size = split.per_rank
-    loader.sampler.total_batch_size = split.total
-    loader.pin_memory = ranks.device.type == "cuda"
-    _set_workers(loader, default_workers(loader.num_workers, workers, ranks))
-    loader = Runner.build_dataloader(loader)
-    loader.sampler.skip(done * split.per_rank)
-    return loader
-
-
-def build_optimiser(
-    model: nn.Module, config: Config, precision: str, split: BatchSplit
-) -> OptimWrapper:
-    """Build the optimiser in its wrapper for a precision."""
-    wrapper = copy.deepcopy(config.optim_wrapper)
-    wrapper.update(_PRECISION[precision], accumulative_counts=split.accumulation)
-    return build_optim_wrapper(model, wrapper)
-
-
-def build_schedulers(optimiser: OptimWrapper, config: Config) -> list:
-    """Build the learning-rate schedulers, which multiply."""
-    return [
-        PARAM_SCHEDULERS.build(copy.deepcopy(scheduler), default_args={"optimizer": optimiser})
-        for scheduler in config.param_scheduler
-    ]
-
-
-_PRECISION: dict[str, dict[str, Any]] = {
-    "fp32": {"type": "OptimWrapper"},
-    "fp16": {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"},
-    "bf16": {"type": "AmpOptimWrapper", "dtype": "bfloat16", "loss_scale": {"enabled": False}},
-    "apex": {"type": "ApexOptimWrapper", "opt_level": "O1", "loss_scale": "dynamic"},
-}
-
-
-def default_workers(configured: int, asked: int | None, ranks: Ranks) -> int:
-    """Return the number of loader processes: as asked, or as the config says if there are cores."""
-    if asked is not None:
-        return asked
-    cores = len(os.sched_getaffinity(0)) // ranks.world
-    # On the CPU the model itself keeps all cores busy.
-    return min(configured, max(cores, 1)) if ranks.device.type == "cuda" else 0
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill the whole segmentor from a fine-tuned checkpoint, ours or a published one.
-
-    Raises:
-        UserError: it cannot be read, or is of another architecture.
-    """
-    contents = load_checkpoint_file(path)
-    state = contents.get("state_dict", contents)
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    check_values(state, model.state_dict(), path)
-    try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path}: does not fit the config's model ({_misfit(state, model)}); "
-            "take the config these weights were trained with"
-        ) from error
-
-
-def _misfit(state: dict[str, Any], model: nn.Module) -> str:
-    """Say in a few words what of a state dict does not fit."""
-    own = model.state_dict()
-    for name, value in own.items():
-        if name not in state:
-            return f"{name} is missing"
-        if getattr(state[name], "shape", None) != value.shape:
-            return f"{name} is {tuple(getattr(state[name], 'shape', ()))}, not {tuple(value.shape)}"
-    return f"{next((name for name in state if name not in own), 'something')} has no place"
-
-
-def _set_workers(loader: Config, workers: int) -> None:
-    loader.num_workers = workers
-    if workers == 0:
-        loader.persistent_workers = False
-        loader.pop("prefetch_factor", None)
-
-
-def _start_from(path: Path | str) -> dict[str, str]:
-    return {"type": "Pretrained", "checkpoint": str(path)}
-
-
-def _weights_file(path: Path) -> Path:
-    """Return the checkpoint itself where the report of its inspection is named."""
-    return known_sha256(path)[0] if path.suffix == ".json" else path
-
-
-def _unknown_type(config: Config, error: KeyError) -> str:
-    import difflib
-
-    wanted = config.model.get("type"), config.model.backbone.get("type")
-    known = sorted(
-        name for registry in (MODELS, *MODELS.children.values()) for name in registry.module_dict
-    )
-    for name in wanted:
-        if name not in known:
-            near = ", ".join(difflib.get_close_matches(str(name), known, n=3)) or "CAE"
-            return f"{config.filename}: no model or backbone named {name}; nearest: {near}"
-    return _unbuildable(config, error)
-
-
-def _unbuildable(config: Config, error: Exception) -> str:
-    reason = config_file.one_line(error)
-    return f"{config.filename}: the model cannot be built ({reason}); correct the config"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            str(key): _plain(entry)
-            for key, entry in value.items()
-            if key not in NOT_DECIDING and not (key == "init_cfg" and entry is None)
+        dataloader.sampler = {"type": IterationSampler, "total_batch_size": session.split.total}
+        dataloader.pop("batch_sampler", None)
+        return Runner.build_dataloader(dataloader)
+
+    # Loops and hooks
+
+    def build_train_loop(self, loop: dict) -> ExactTrainLoop:
+        """Build our loop with the settings of the config's.
+
+        Raises:
+            UserError: the config counts epochs, or names another loop.
+        """
+        loop = copy.deepcopy(loop)
+        kind = loop.pop("type", "IterBasedTrainLoop")
+        if loop.pop("by_epoch", False) or kind == "EpochBasedTrainLoop":
+            raise UserError("train_cfg: counts epochs; write max_iters and IterBasedTrainLoop")
+        _require("train_cfg", kind, "IterBasedTrainLoop")
+        return super().build_train_loop({**loop, "type": ExactTrainLoop})
+
+    def build_val_loop(self, loop: dict) -> ExactValLoop:
+        """Build our loop with the settings of the config's.
+
+        Raises:
+            UserError: the config names another loop.
+        """
+        _require("val_cfg", loop.get("type", "ValLoop"), "ValLoop")
+        return super().build_val_loop({**loop, "type": ExactValLoop})
+
+    def build_test_loop(self, loop: dict) -> ExactTestLoop:
+        """Build our loop with the settings of the config's.
+
+        Raises:
+            UserError: the config names another loop.
+        """
+        _require("test_cfg", loop.get("type", "TestLoop"), "TestLoop")
+        return super().build_test_loop({**loop, "type": ExactTestLoop})
+
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """Register the config's hooks; CheckpointHook only where it does more than our states."""
+        hooks = {"runtime_info": {"type": "QuietRuntimeInfoHook"}, **(hooks or {})}
+        if not _CHECKPOINT_HOOK_KEYS & set(hooks.get("checkpoint") or {}):
+            hooks["checkpoint"] = None
+        super().register_default_hooks(hooks)
+        if isinstance(self.session, TrainingSession):
+            self.register_hook(RecordHook(self.session.log_interval))
+
+    # State
+
+    def load_or_resume(self) -> None:
+        """Continue from the newest whole state, else begin as the config says."""
+        session = self.session
+        if not isinstance(session, TrainingSession):
+            return
+        if session.resume_from is None:
+            super().load_or_resume()
+        else:
+            self._restore(load_state(session.resume_from))
+        session.ranks.wait()  # no rank may replace a checkpoint that another one still reads
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._resume = self._has_loaded = True
+        self.call_hook("after_load_checkpoint", checkpoint=state)
+        self.model.module.load_state_dict(state["state_dict"])
+        self.optim_wrapper.load_state_dict(state["optimizer"])
+        for scheduler, values in zip(self._schedulers(), state["param_schedulers"], strict=True):
+            scheduler.load_state_dict(values)
+        restore_hub(self.message_hub, state["message_hub"])
+        self.resumed = {**state["loop"], "iteration": state["meta"]["iteration"]}
+
+    def save_state(self) -> None:
+        """Write the state of the run on the first rank; every rank calls the hooks.
+
+        Raises:
+            UserError: a hook added a value to the checkpoint that cannot be saved.
+        """
+        state = self.saved_state()
+        state["optimizer"] = self.optim_wrapper.state_dict()
+        extra = set(state) - {"state_dict", "optimizer"}
+        state |= {key: to_plain(state[key]) for key in extra}
+        if lost := sorted(key for key in extra if not is_plain(state[key])):
+            raise UserError(
+                f"a hook adds {', '.join(lost)} to checkpoints, which is more than numbers, text "
+                "and tensors; remove the hook from custom_hooks"
+            )
+        session = self.session
+        if session.ranks.first:
+            saved = session.checkpoints.save(self.iter, to_cpu(state))
+            if saved is not None:
+                session.budget.saved(saved.seconds)
+
+    def saved_state(self) -> dict[str, Any]:
+        """Return weights and what belongs to them, after the hooks' `before_save_checkpoint`."""
+        state = self.weights() | {
+            "param_schedulers": [scheduler.state_dict() for scheduler in self._schedulers()],
+            "loop": self.train_loop.state(),
         }
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value if isinstance(value, str | int | float | bool | None) else repr(value)
+        return {**state, "message_hub": hub_state(self.message_hub)}
+
+    def weights(self) -> dict[str, Any]:
+        """Return the weights as hooks save them (an EMA's, say), and what identifies them."""
+        session = self.session
+        state = {
+            "meta": {"iteration": self.iter, "identity": session.identity, "seed": session.seed},
+            "state_dict": self.model.module.state_dict(),
+        }
+        self.call_hook("before_save_checkpoint", checkpoint=state)
+        return state
+
+    def log_scores(self, scores: dict[str, Any], *, hooks_changed: bool) -> None:
+        """Write the scores of an evaluation to the record.
+
+        Args:
+            scores: of the evaluators.
+            hooks_changed: whether hooks have learnt from them.
+        """
+        numbers = {key: float(value) for key, value in scores.items() if np.isscalar(value)}
+        self.session.record.write(
+            "eval", iteration=self.iter, **numbers, hooks_changed=hooks_changed
+        )
+
+    def _schedulers(self) -> list:
+        found = self.param_schedulers or []
+        if isinstance(found, dict):
+            return [scheduler for part in found.values() for scheduler in part]
+        return found
+
+
+def _require(key: str, kind: Any, wanted: str) -> None:
+    if kind != wanted:
+        raise UserError(f"{key}: type {kind} cannot be resumed exactly; use {wanted}")

@@ -1,5 +1,6 @@
 """The segmentor: backbone and heads, and from images to labels by sliding windows."""
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from cae_seg.models.ops.resize import resize_bilinear
 from cae_seg.models.ops.windows import Axis, Coarse, View, labels_of
 
 _WINDOWS_PER_BATCH = {"cpu": 2, "cuda": 16}
+_IMAGES_PER_BATCH = {"cpu": 1, "cuda": 8}
 _OUR_HEADS = (FastUPerHead.__name__, FastFCNHead.__name__)
 
 
@@ -100,6 +102,12 @@ class FastEncoderDecoder(EncoderDecoder):
             ]
             for image in images
         ]
+        return self._labels(views, sizes)
+
+    def _labels(
+        self, views: Sequence[Sequence[View]], sizes: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """Return labels (height, width) of images, each seen in one or several views."""
         if not self.fast_paths["fused_prediction"]:
             return [self._plain_labels(v, size) for v, size in zip(views, sizes, strict=True)]
         windows = (window for v in views for view in v for window in view.windows())
@@ -108,6 +116,52 @@ class FastEncoderDecoder(EncoderDecoder):
             labels_of([self._join(view, logits, tuple(size)) for view in v])
             for v, size in zip(views, sizes, strict=True)
         ]
+
+    @property
+    def images_per_batch(self) -> int:
+        """Images of an evaluation whose windows share forward passes; their sizes may differ."""
+        return _IMAGES_PER_BATCH.get(next(self.parameters()).device.type, 1)
+
+    def val_step(self, data: dict[str, list]) -> list[SegDataSample]:
+        """Predict images (3, h, w) uint8 of any sizes, as a loader hands them over."""
+        return self.test_step(data)
+
+    def test_step(self, data: dict[str, list]) -> list[SegDataSample]:
+        """Predict images (3, h, w) uint8 of any sizes, as a loader hands them over."""
+        if self.test_cfg.get("seg_logits", False):
+            return super().test_step(data)
+        return self.predict_views([data["inputs"]], [data["data_samples"]])
+
+    @torch.inference_mode()
+    def predict_views(
+        self, inputs: Sequence[Sequence[Tensor]], data_samples: Sequence[Sequence[SegDataSample]]
+    ) -> list[SegDataSample]:
+        """Predict images from one or several augmented views, whose soft-maxes are averaged.
+
+        Args:
+            inputs: for each augmentation, the images (3, h, w) uint8.
+            data_samples: likewise, their samples; `flip` tells the flipped ones.
+
+        Returns:
+            The samples of the first augmentation, with `pred_sem_seg` at `ori_shape`.
+        """
+        device = next(self.parameters()).device
+        views = [
+            [self._view_of(image, sample, device) for image, sample in zip(*pair, strict=True)]
+            for pair in zip(zip(*inputs, strict=True), zip(*data_samples, strict=True), strict=True)
+        ]
+        samples = list(data_samples[0])
+        sizes = [tuple(sample.ori_shape[:2]) for sample in samples]
+        for sample, label in zip(samples, self._labels(views, sizes), strict=True):
+            sample.pred_sem_seg = PixelData(data=label.long()[None])
+        return samples
+
+    def _view_of(self, image: Tensor, sample: SegDataSample, device: torch.device) -> View:
+        """Normalise one image; a flipped one is flipped back, since views flip by themselves."""
+        batch = {"inputs": [image], "data_samples": [copy.copy(sample)]}
+        normalised = self.data_preprocessor(batch, training=False)["inputs"][0].to(device)
+        flipped = bool(sample.metainfo.get("flip"))
+        return self._view(normalised.flip(-1) if flipped else normalised, flipped)
 
     def predict(
         self, inputs: Tensor, data_samples: list[SegDataSample] | None = None

@@ -118,6 +118,11 @@ class Checkpoints:
         self._record.event("warning", iteration=iteration, message=text)
 
 
+def iteration_of(path: Path) -> int:
+    """Return the iterations done that the name of a checkpoint tells."""
+    return int(_NAME.fullmatch(path.name)[1])
+
+
 def verify(path: Path) -> None:
     """Read a checkpoint through and compare its checksums.
 

@@ -22,7 +22,7 @@ def gather(run: RunFolder, facts: dict[str, Any], metrics: dict[str, Any] | None
     for name in ("run.json", "metrics.json"):
         if (run.path / name).is_file():
             shutil.copyfile(run.path / name, to / name)
-    environment = {key: facts.get(key) for key in ("versions", "device", "code", "fast_paths")}
+    environment = {key: facts.get(key) for key in ("versions", "device", "code", "accelerations")}
     (to / "environment.json").write_text(json.dumps(environment, indent=1))
     if metrics is not None:
         _write_per_class(metrics, to)

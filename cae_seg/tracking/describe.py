@@ -105,7 +105,7 @@ def tags(facts: dict[str, Any], labels: dict[str, Any], sheet: Path | None) -> d
         "batch_split": split.format_map({"ranks": 1, "accumulation": 1} | batch)
         if "per_rank" in batch and "micro" in batch
         else None,
-        "fast_paths": ", ".join(facts.get("fast_paths") or []) or None,
+        "accelerations": ", ".join(facts.get("accelerations") or []) or None,
         "slurm_job_ids": ", ".join(str(job) for job in facts.get("slurm_job_ids") or []) or None,
         "attempts": facts.get("attempts"),
         "gpu_hours": facts.get("gpu_hours"),

@@ -7,8 +7,9 @@ import threading
 import pytest
 import torch
 
+from cae_seg.engine.build import build_backbone
 from cae_seg.engine.checkpoint_report import inspect_checkpoint, known_sha256
-from cae_seg.engine.runner import build_backbone, load_config
+from cae_seg.engine.config import load_config
 from cae_seg.errors import UserError
 from cae_seg.files import sha256_file
 from cae_seg.launch.launcher import launch_train

@@ -49,7 +49,9 @@ def command(job: TrainJob) -> list[str]:
         arguments += ["--gpus", job.gpus]
     if job.pretrained:
         arguments += ["--pretrained", job.pretrained]
-    arguments += ["--iterations", job.iterations, "--cfg-options", *options]
+    arguments += ["--iterations", job.iterations]
+    if options:
+        arguments += ["--cfg-options", *options]
     return [str(argument) for argument in arguments]
 
 

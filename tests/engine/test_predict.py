@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from cae_seg.engine.build import build_model
+from cae_seg.engine.config import load_config
+from cae_seg.engine.config_text import config_text
 from cae_seg.engine.predict import predict
-from cae_seg.engine.runner import build_model, config_text, load_config
 from cae_seg.errors import UserError
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cae_seg.engine.batch import split_batch
 from cae_seg.engine.job import EvaluateJob, TrainJob, decode, encode
-from cae_seg.engine.runner import choose_precision, split_batch
+from cae_seg.engine.precision import choose_precision
 from cae_seg.engine.validate import check_job, parse_learning_rate
 from cae_seg.errors import UserError
 from cae_seg.launch.gpus import lease_gpus

@@ -119,7 +119,7 @@ def test_safetensors_are_checked_as_well(tmp_path):
 
 
 def test_fine_tuned_weights_with_nan_are_refused(tmp_path):
-    from cae_seg.engine.runner import load_weights
+    from cae_seg.engine.weights import load_weights
 
     model = nn.Sequential(nn.Linear(3, 2))
     state = {"module." + name: value.clone() for name, value in model.state_dict().items()}

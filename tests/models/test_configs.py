@@ -11,8 +11,8 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from mmengine.runner import load_checkpoint
-from mmseg.registry import MODELS
 
+from cae_seg.engine.build import build_model
 from cae_seg.models.layers.stochastic import SampleDropPath
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +37,7 @@ def config(stem: str) -> Config:
 def build(stem: str, device: str = "meta") -> torch.nn.Module:
     """Build the segmentor of a config; on the meta device it costs nothing."""
     with torch.device(device):
-        return MODELS.build(config(stem).model)
+        return build_model(config(stem), 0, start=False)
 
 
 def test_the_published_configs_are_here_by_name():
@@ -134,7 +134,8 @@ def test_evaluations_and_checkpoints_fall_where_published():
         cfg = config(stem)
         assert cfg.train_cfg.val_interval == 16_000
         assert cfg.default_hooks.checkpoint.interval == interval
-        assert (cfg.total_batch_size, cfg.max_iterations) == (16, 160_000)
+        assert cfg.auto_scale_lr.base_batch_size == 16
+        assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end - 1 == 160_000
 
 
 def test_demo_config_is_the_same_recipe_made_small():

@@ -118,6 +118,17 @@ class AnyDeviceSyncBN(nn.SyncBatchNorm):
             self.running_var.lerp_(unbiased_var.to(self.running_var), momentum)
 
 
+def adapt_batch_norm(model: nn.Module) -> nn.Module:
+    """Let synchronised batch norm run on any device and any number of ranks, in place.
+
+    Subclasses of torch's layer count too: mmcv registers one of its own as "SyncBN".
+    """
+    for module in model.modules():
+        if isinstance(module, nn.SyncBatchNorm) and not isinstance(module, AnyDeviceSyncBN):
+            module.__class__ = AnyDeviceSyncBN
+    return model
+
+
 class AnyDeviceSyncBNAct(AnyDeviceSyncBN):
     """`AnyDeviceSyncBN` followed by dropout and activation, in place of timm's `BatchNormAct2d`."""
 

@@ -5,14 +5,13 @@ image_scale = (2048, 512)  # long and short side at most, in pixels
 crop_size = (512, 512)
 
 train_pipeline = [
-    dict(
-        type="TrainTransform",
-        scale=image_scale,
-        ratio_range=(0.5, 2.0),
-        crop_size=crop_size,
-        cat_max_ratio=0.75,
-        flip_prob=0.5,
-    ),
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", reduce_zero_label=True),
+    dict(type="RandomResize", scale=image_scale, ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackSegInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -21,32 +20,51 @@ test_pipeline = [
     dict(type="LoadAnnotations", reduce_zero_label=True),
     dict(type="PackSegInputs"),
 ]
-tta_ratios = (
-    0.5,
-    0.75,
-    1.0,
-    1.25,
-    1.5,
-    1.75,
-)  # scales of test-time augmentation, each also flipped
+# Test-time augmentation: six scales of the test size, each also flipped.
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [
+                dict(type="Resize", scale=scale, keep_ratio=True)
+                for scale in (
+                    (1024, 256),
+                    (1536, 384),
+                    (2048, 512),
+                    (2560, 640),
+                    (3072, 768),
+                    (3584, 896),
+                )
+            ],
+            [
+                dict(type="RandomFlip", prob=0.0, direction="horizontal"),
+                dict(type="RandomFlip", prob=1.0, direction="horizontal"),
+            ],
+            [dict(type="LoadAnnotations", reduce_zero_label=True)],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]
+tta_model = dict(type="SegTTAModel")
 
 train_dataloader = dict(
-    batch_size=2,  # total_batch_size over the GPUs, set when a run starts
+    batch_size=2,  # per GPU on the published 8; cae-seg keeps 16 in all on any number of GPUs
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type="IterationSampler"),
+    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
-        type="SeededDataset",
-        dataset=dict(
-            type="ADE20KDataset",
-            data_root=data_root,
-            data_prefix=dict(img_path="images/training", seg_map_path="annotations/training"),
-            pipeline=train_pipeline,
-        ),
+        type="ADE20KDataset",
+        data_root=data_root,
+        data_prefix=dict(img_path="images/training", seg_map_path="annotations/training"),
+        pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(
+    batch_size=1,
     num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="ADE20KDataset",
         data_root=data_root,
@@ -54,3 +72,6 @@ val_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
+test_dataloader = val_dataloader
+val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+test_evaluator = val_evaluator

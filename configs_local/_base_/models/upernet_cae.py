@@ -1,11 +1,11 @@
 """UperNet over the CAE backbone, ViT-B at 512 × 512."""
 
-norm_cfg = dict(type="AnyDeviceSyncBN", requires_grad=True)
+norm_cfg = dict(type="SyncBN", requires_grad=True)
 
 model = dict(
-    type="FastEncoderDecoder",
+    type="EncoderDecoder",
     data_preprocessor=dict(
-        type="BatchPreprocessor",
+        type="SegDataPreProcessor",
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
@@ -31,7 +31,7 @@ model = dict(
         out_indices=[3, 5, 7, 11],
     ),
     decode_head=dict(
-        type="FastUPerHead",
+        type="UPerHead",
         in_channels=[768, 768, 768, 768],
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
@@ -44,7 +44,7 @@ model = dict(
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
     ),
     auxiliary_head=dict(
-        type="FastFCNHead",
+        type="FCNHead",
         in_channels=768,
         in_index=2,
         channels=256,

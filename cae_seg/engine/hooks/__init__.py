@@ -1,0 +1,1 @@
+"""What the engine does at the points of a run that mmengine's hooks name."""

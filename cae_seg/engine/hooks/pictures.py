@@ -1,0 +1,153 @@
+"""Pictures and label maps of predicted images."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmseg.structures import SegDataSample
+from PIL import Image
+
+from cae_seg.data.images import read_image
+from cae_seg.data.visualize import ade20k_palette, paint_labels, paint_panel
+from cae_seg.errors import UserError
+
+if TYPE_CHECKING:
+    from cae_seg.engine.runner import ExactRunner
+
+logger = logging.getLogger(__name__)
+
+PANELS = 4
+
+
+@HOOKS.register_module()
+class PanelHook(Hook):
+    """Paint a few validation images at each evaluation: image, truth and prediction.
+
+    Args:
+        folder: `iter_<n>/` of each evaluation goes here.
+    """
+
+    stateless = True
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = Path(folder)
+        self._failed = False
+
+    def after_val_iter(
+        self,
+        runner: "ExactRunner",
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[SegDataSample] | None = None,
+    ) -> None:
+        """Paint the images whose turn it is; a picture that cannot be written is left out."""
+        dataset = runner.val_dataloader.dataset
+        every = -(-len(dataset) // PANELS)
+        for number, sample in numbered(runner.val_dataloader, runner, batch_idx, outputs):
+            if number % every == 0 and not self._failed:
+                self._paint(runner, sample, dataset.metainfo["classes"])
+
+    def _paint(self, runner: "ExactRunner", sample: SegDataSample, classes: Sequence[str]) -> None:
+        path = Path(sample.img_path)
+        panel = paint_panel(
+            read_image(path),
+            sample.gt_sem_seg.data[0].cpu().numpy(),
+            sample.pred_sem_seg.data[0].cpu().numpy(),
+            classes,
+        )
+        try:
+            save(panel, self._folder / f"iter_{runner.iter}" / f"{path.stem}.png")
+        except UserError as error:
+            self._failed = True
+            logger.warning("%s; further pictures of this attempt are left out", error)
+
+
+@HOOKS.register_module()
+class PaintingHook(Hook):
+    """Paint the prediction of every test image in the classes' colours.
+
+    Args:
+        folder: `<image>.png` go here.
+    """
+
+    stateless = True
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = Path(folder)
+
+    def after_test_iter(
+        self,
+        runner: "ExactRunner",
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[SegDataSample] | None = None,
+    ) -> None:
+        """Paint the images of a batch.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        for sample in outputs:
+            labels = sample.pred_sem_seg.data[0].cpu().numpy()
+            name = f"{Path(sample.img_path).stem}.png"
+            save(paint_labels(labels, palette_of(runner)), self._folder / name)
+
+
+@HOOKS.register_module()
+class LabelMapHook(Hook):
+    """Keep the predicted label map of every test image of this rank.
+
+    Attributes:
+        labels: number of the image in the data set → (height, width) label map.
+    """
+
+    stateless = True
+
+    def __init__(self) -> None:
+        self.labels: dict[int, np.ndarray] = {}
+
+    def after_test_iter(
+        self,
+        runner: "ExactRunner",
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[SegDataSample] | None = None,
+    ) -> None:
+        """Keep the maps of a batch."""
+        for number, sample in numbered(runner.test_dataloader, runner, batch_idx, outputs):
+            self.labels[number] = sample.pred_sem_seg.data[0].cpu().numpy()
+
+
+def palette_of(runner: "ExactRunner") -> np.ndarray:
+    """Return the colours of the test data's classes, (classes, 3) uint8 RGB."""
+    palette = runner.test_dataloader.dataset.metainfo.get("palette")
+    return np.array(palette, np.uint8) if palette else ade20k_palette()
+
+
+def numbered(
+    loader: Any, runner: "ExactRunner", batch_idx: int, outputs: Sequence[SegDataSample] | None
+) -> Iterator[tuple[int, SegDataSample]]:
+    """Yield each predicted image of a batch with its number in the data set.
+
+    Ranks take every `world`-th image, as mmengine's DefaultSampler deals them out.
+    """
+    first = batch_idx * loader.batch_size
+    for place, sample in enumerate(outputs or ()):
+        yield (first + place) * runner.world_size + runner.rank, sample
+
+
+def save(picture: np.ndarray, path: Path) -> None:
+    """Write a picture (height, width, 3) uint8.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

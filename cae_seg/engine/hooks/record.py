@@ -1,0 +1,91 @@
+"""Write losses, learning rate and speed of a run to its record."""
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+if TYPE_CHECKING:
+    from cae_seg.engine.runner import ExactRunner
+
+logger = logging.getLogger("cae_seg")
+
+
+@HOOKS.register_module()
+class RecordHook(Hook):
+    """Append a line to the record every so many iterations: exact values, not windowed means.
+
+    Args:
+        interval: iterations between two lines.
+    """
+
+    priority = "VERY_HIGH"  # before the schedulers step
+    stateless = True  # clocks only
+
+    def __init__(self, interval: int) -> None:
+        self._interval = interval
+        self._restart_clock()
+
+    def before_train_iter(
+        self, runner: "ExactRunner", batch_idx: int, data_batch: Any = None
+    ) -> None:
+        """Note this iteration's learning rate, and ask for the gradients' norm where it is due."""
+        self._rate = max(group["lr"] for group in runner.optim_wrapper.param_groups)
+        runner.model.wants_norm = self._due(runner)
+        self._begin = time.monotonic()
+
+    def after_train_iter(
+        self,
+        runner: "ExactRunner",
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        """Write one line if it is due."""
+        self._count += 1
+        self._seconds += time.monotonic() - self._begin + runner.data_seconds
+        self._data_seconds += runner.data_seconds
+        if self._due(runner):
+            self._write(runner, dict(outputs or {}))
+
+    def _write(self, runner: "ExactRunner", outputs: dict[str, Any]) -> None:
+        session, iteration = runner.session, runner.iter + 1
+        norm = outputs.pop("grad_norm", None)
+        names = sorted(outputs)
+        means = session.ranks.mean([float(outputs[name]) for name in names])
+        values = dict(zip(names, means, strict=True))
+        if not math.isfinite(values.get("loss", 0.0)):
+            self._warn_of_loss(runner, iteration)
+        session.record.write(
+            "train",
+            iteration=iteration,
+            **values,
+            lr=self._rate,
+            grad_norm=norm,
+            images_per_second=session.split.total * self._count / self._seconds,
+            data_seconds=self._data_seconds / self._count,
+            gpu_memory_mb=_peak_memory(session.ranks.device),
+        )
+        self._restart_clock()
+
+    def _due(self, runner: "ExactRunner") -> bool:
+        return (runner.iter + 1) % self._interval == 0
+
+    def _restart_clock(self) -> None:
+        self._count, self._seconds, self._data_seconds = 0, 0.0, 0.0
+
+    @staticmethod
+    def _warn_of_loss(runner: "ExactRunner", iteration: int) -> None:
+        text = "the loss is NaN or infinite; training is unlikely to recover, lower the rate"
+        if runner.session.ranks.first:
+            logger.warning("iteration %d: %s", iteration, text)
+        runner.session.record.event("warning", iteration=iteration, message=text)
+
+
+def _peak_memory(device: torch.device) -> float | None:
+    """Return the largest memory of a GPU so far, MiB."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None

@@ -1,0 +1,202 @@
+"""mmengine's loops, with what happens between iterations: save, evaluate, stop.
+
+All randomness of an iteration is a function of (seed, iteration, rank, sample), and the state
+between two iterations is everything that the next one depends on; so a run that continues from a
+checkpoint does exactly what it would have done without the interruption.
+"""
+
+import contextlib
+import logging
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from mmengine.registry import LOOPS
+from mmengine.runner import IterBasedTrainLoop, TestLoop, ValLoop
+from torch import nn
+
+from cae_seg.engine.drift import check_ranks_agree
+from cae_seg.engine.state import HookStates
+from cae_seg.run.deadline import Stopped
+
+if TYPE_CHECKING:
+    from cae_seg.engine.runner import ExactRunner
+
+logger = logging.getLogger(__name__)
+
+SAVE_SECONDS = 1800.0  # a checkpoint at least this often
+_STREAM = 0x746F7263  # keeps this stream apart from the others drawn from the seed
+
+
+def seed_iteration(seed: int, iteration: int, rank: int) -> None:
+    """Seed the global generators for whatever a module or hook draws in one iteration."""
+    words = np.random.SeedSequence([_STREAM, seed, iteration, rank])
+    first, second, third = (int(word) for word in words.generate_state(3, np.uint64))
+    torch.manual_seed(first >> 1)
+    np.random.seed(second % 2**32)
+    random.seed(third)
+
+
+@LOOPS.register_module()
+class ExactTrainLoop(IterBasedTrainLoop):
+    """`IterBasedTrainLoop` that can be left and continued between any two iterations."""
+
+    runner: "ExactRunner"
+
+    def run(self) -> nn.Module:
+        """Train to the end.
+
+        Raises:
+            Stopped: a signal or the time budget asked to; the state is saved.
+            UserError: the ranks have drifted apart.
+        """
+        self._begin()
+        self._save_or_evaluate()
+        while self._iter < self._max_iters and not self.stop_training:
+            self._iterate()
+            self._save_or_evaluate()
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def state(self) -> dict[str, Any]:
+        """Return what `run` needs besides weights and optimiser, as plain values."""
+        return {
+            "evaluated": self._evaluated == self._iter,
+            "stop_training": self.stop_training,
+            "hooks": self._hook_states.state(),
+        }
+
+    def _begin(self) -> None:
+        runner, session, resumed = self.runner, self.runner.session, self.runner.resumed
+        self._iter = resumed.get("iteration", 0)
+        self._started = self._saved = self._iter
+        self._saved_at = time.monotonic()
+        self._evaluated = self._iter if resumed.get("evaluated") else -1
+        runner.call_hook("before_train")
+        runner.call_hook("before_train_epoch")
+        self._hook_states = HookStates(runner.hooks)
+        self._hook_states.restore(resumed.get("hooks", {}))
+        self.stop_training = resumed.get("stop_training", False)
+        passes = session.split.accumulation
+        runner.optim_wrapper.initialize_count_status(
+            runner.model, self._iter * passes, self._max_iters * passes
+        )
+        self._decide_current_val_interval()
+        self.dataloader_iterator.skip_iter(self._iter)
+
+    def _iterate(self) -> None:
+        runner, session = self.runner, self.runner.session
+        begin = time.monotonic()
+        runner.model.train()
+        batch = next(self.dataloader_iterator)
+        runner.data_seconds = time.monotonic() - begin
+        seed_iteration(session.seed, self._iter, session.ranks.rank)
+        runner.model.iteration = self._iter
+        self.run_iter(batch)
+        session.budget.iterated(time.monotonic() - begin)
+        self._decide_current_val_interval()
+
+    def _save_or_evaluate(self) -> None:
+        """Do between two iterations what all ranks agree on.
+
+        Raises:
+            Stopped: any rank wants to stop.
+        """
+        last = self._iter >= self._max_iters or self.stop_training
+        evaluate = self._evaluation_due()
+        stop, save, evaluation_waits = self._agree(evaluate)
+        if self._iter != self._saved and (stop or save or evaluate or last):
+            self._save()
+        if stop and not (last and not evaluate):
+            raise Stopped
+        if evaluate:
+            if evaluation_waits and self._iter != self._started:
+                raise Stopped
+            self._evaluate()
+
+    def _evaluation_due(self) -> bool:
+        return (
+            self.runner.val_loop is not None
+            and self._iter >= max(self.val_begin, 1)
+            and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)
+            and self._evaluated != self._iter
+            and self._iter not in self.runner.evaluated
+        )
+
+    def _agree(self, evaluate: bool) -> tuple[bool, bool, bool]:
+        """Return what any rank wants: to stop, to save, to leave the evaluation for later."""
+        session = self.runner.session
+        aged = time.monotonic() - self._saved_at > SAVE_SECONDS
+        wanted = session.ranks.largest(
+            [
+                session.request.reason is not None or session.budget.exhausted(),
+                self._iter % session.save_interval == 0 or aged,
+                evaluate and session.budget.forbids_evaluation(),
+            ]
+        )
+        return tuple(bool(value) for value in wanted)
+
+    def _save(self) -> None:
+        check_ranks_agree(self.runner.model.module, self._iter)
+        self.runner.save_state()
+        self._saved, self._saved_at = self._iter, time.monotonic()
+
+    def _evaluate(self) -> None:
+        """Evaluate, and save again where hooks have learnt from the scores.
+
+        The line in the record says whether they have: where not, a run that is killed before its
+        next checkpoint need not repeat the evaluation.
+        """
+        before, begin = self._hook_states.state(), time.monotonic()
+        scores = self.runner.val_loop.run()
+        self.runner.session.budget.evaluated(time.monotonic() - begin)
+        self._evaluated = self._iter
+        learnt = self._hook_states.differ(before) or self.stop_training
+        self.runner.log_scores(scores, hooks_changed=learnt)
+        if learnt:
+            self._save()
+
+
+class _Interruptible:
+    """What the validation and the test loop share."""
+
+    runner: "ExactRunner"
+
+    def run(self) -> dict[str, float]:
+        """Predict every image once and score.
+
+        Raises:
+            Stopped: a signal or the deadline asked to.
+        """
+        with self._autocast():
+            return super().run()
+
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """Predict one batch of images.
+
+        Raises:
+            Stopped: a signal or the deadline asked to.
+        """
+        if self.runner.session.must_stop():
+            raise Stopped
+        super().run_iter(idx, data_batch)
+
+    def _autocast(self) -> Any:
+        precision = self.runner.session.evaluation_precision
+        if precision == "fp32":
+            return contextlib.nullcontext()
+        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        return torch.autocast(self.runner.session.ranks.device.type, dtype)
+
+
+@LOOPS.register_module()
+class ExactValLoop(_Interruptible, ValLoop):
+    """`ValLoop` that can be left between images."""
+
+
+@LOOPS.register_module()
+class ExactTestLoop(_Interruptible, TestLoop):
+    """`TestLoop` that can be left between images."""

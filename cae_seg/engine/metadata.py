@@ -1,0 +1,147 @@
+"""Metadata of a training run: written when it starts, and completed when it is over."""
+
+import os
+import time
+from datetime import datetime
+from typing import Any
+
+import torch
+from torch import nn
+
+from cae_seg.engine.config_text import config_text
+from cae_seg.engine.ranks import Ranks
+from cae_seg.engine.resolve import ResolvedRun
+from cae_seg.errors import UserError
+from cae_seg.files import atomic_write_json, atomic_write_text, atomic_writer, sha256_file
+from cae_seg.run import provenance
+from cae_seg.run.checkpoints import to_cpu
+from cae_seg.run.metrics_log import RecordWriter, working_seconds
+from cae_seg.run.paths import read_record
+from cae_seg.run.work_dir import WorkDir
+
+_SCORES = ("mIoU", "mAcc", "aAcc")
+
+
+def write_start(
+    run: ResolvedRun, work: WorkDir, model: nn.Module, ranks: Ranks, began: float
+) -> dict[str, Any]:
+    """Write what is about to be trained, with what; return it."""
+    facts = _metadata(run, work.facts() or {}, model, ranks, began)
+    work.write_facts(facts)
+    atomic_write_text(work.config, config_text(run.config))
+    return facts
+
+
+def write_end(
+    run: ResolvedRun, work: WorkDir, record: RecordWriter, weights: dict[str, Any]
+) -> None:
+    """Write the weights and the metadata of a run that is over.
+
+    Args:
+        run: that is over.
+        work: its folder.
+        record: its metrics.
+        weights: `state_dict`, and `meta` to keep with it.
+
+    Raises:
+        UserError: there is no room for them.
+    """
+    _write_weights(run, work, weights)
+    record.event("finish", iteration=weights["meta"]["iteration"])
+    history = read_record(work.record)
+    seconds = working_seconds(history)
+    facts = work.facts()
+    gpus = facts["device"]["count"] if facts["device"]["type"] == "cuda" else 0
+    finals = {
+        **facts,
+        "ended": _iso(time.time()),
+        "seconds": seconds,
+        "gpu_hours": gpus * seconds / 3600,
+        "weights": {"path": str(work.weights), "sha256": sha256_file(work.weights)},
+        "evaluations": [
+            {"iteration": iteration, **{key: line[key] for key in _SCORES if key in line}}
+            for iteration, line in history.evaluations.items()
+        ],
+    }
+    work.write_finals(finals)
+    export_outputs(run, work, finals)
+
+
+def export_outputs(run: ResolvedRun, work: WorkDir, finals: dict[str, Any]) -> None:
+    """Write the files that the workflow declares, the record of the run last."""
+    run_file = run.job.run_file
+    config = run_file.parent / "config.py"
+    if config.absolute() != work.config.absolute():
+        atomic_write_text(config, work.config.read_text())
+    weights = os.path.relpath(work.weights, run_file.parent)
+    atomic_write_json(run_file, {**finals, "weights": {**finals["weights"], "path": weights}})
+
+
+def _metadata(
+    run: ResolvedRun, before: dict[str, Any], model: nn.Module, ranks: Ranks, began: float
+) -> dict[str, Any]:
+    job_id = provenance.slurm_job()
+    jobs = before.get("slurm_job_ids", [])
+    return {
+        "schema": 2,
+        "experiment": run.job.name,
+        "seed": run.job.seed,
+        "identity": run.identity,
+        "config": run.job.config.stem,
+        **_recipe(run),
+        "precision": run.precision,
+        "deterministic": run.job.deterministic,
+        "device": provenance.device_facts(ranks.device.type, ranks.world),
+        "threads": torch.get_num_threads(),
+        "batch": run.split.as_dict(),
+        "accelerations": run.accelerations,
+        "checkpoint": _checkpoint(run, before, model),
+        "data": run.inputs["data"],
+        "code": before.get("code") or provenance.code(),
+        "versions": provenance.versions(),
+        "slurm_job_ids": jobs if job_id is None or job_id in jobs else [*jobs, job_id],
+        "attempts": before.get("attempts", 0) + 1,
+        "started": before.get("started") or _iso(began),
+    }
+
+
+def _recipe(run: ResolvedRun) -> dict[str, Any]:
+    """Return the recipe's numbers that a table shows."""
+    optimiser = run.config.optim_wrapper
+    return {
+        "learning_rate": optimiser.optimizer.lr,
+        "layer_decay": (optimiser.get("paramwise_cfg") or {}).get("layer_decay_rate"),
+        "drop_path": run.config.model.get("backbone", {}).get("drop_path_rate"),
+        "iterations": run.config.train_cfg.max_iters,
+    }
+
+
+def _checkpoint(
+    run: ResolvedRun, before: dict[str, Any], model: nn.Module
+) -> dict[str, Any] | None:
+    """Return what is known of the pretrained checkpoint, and what the backbone took from it."""
+    checkpoint = run.inputs["checkpoint"]
+    if checkpoint is None:
+        return None
+    report = getattr(getattr(model, "backbone", None), "pretrained_report", None)
+    loaded = report.as_dict() if report is not None else before.get("checkpoint") or {}
+    return {**loaded, **checkpoint}
+
+
+def _write_weights(run: ResolvedRun, work: WorkDir, weights: dict[str, Any]) -> None:
+    contents = {
+        "meta": {**weights["meta"], "cfg": config_text(run.config)},
+        "state_dict": to_cpu(dict(weights["state_dict"])),
+    }
+    try:
+        with atomic_writer(work.weights) as stream:
+            torch.save(contents, stream)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{work.weights}: the final weights cannot be written ({error}); make room and "
+            "run the same command again"
+        ) from error
+
+
+def _iso(moment: float) -> str:
+    return datetime.fromtimestamp(moment).astimezone().isoformat(timespec="seconds")

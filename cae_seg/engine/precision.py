@@ -1,0 +1,67 @@
+"""Number formats of training: which one a device takes, and its optimiser wrapper."""
+
+import importlib.util
+from typing import Any
+
+from cae_seg.errors import UserError
+
+PRECISIONS = ("fp16", "bf16", "fp32", "apex")
+_WRAPPERS: dict[str, dict[str, Any]] = {
+    "fp32": {"type": "OptimWrapper"},
+    "fp16": {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"},
+    "bf16": {"type": "AmpOptimWrapper", "dtype": "bfloat16", "loss_scale": {"enabled": False}},
+    "apex": {"type": "ApexOptimWrapper", "opt_level": "O1", "loss_scale": "dynamic"},
+}
+_MIXED_ONLY = ("dtype", "loss_scale", "use_fsdp", "opt_level")
+
+
+def choose_precision(asked: str, kind: str, wrapper: dict[str, Any] | None = None) -> str:
+    """Return "fp16", "bf16", "fp32" or "apex" for a device.
+
+    Args:
+        asked: one of these, or "auto": what the config's optimiser wrapper says, else fp16 on
+            "cuda"; always fp32 on "cpu".
+        kind: "cuda" or "cpu".
+        wrapper: `optim_wrapper` of the config.
+
+    Raises:
+        UserError: unknown, or not for this device, or NVIDIA's apex is missing.
+    """
+    if asked == "auto":
+        return "fp32" if kind == "cpu" else _configured(wrapper or {})
+    if asked not in PRECISIONS:
+        raise UserError(f"precision {asked}: is none of auto, {', '.join(PRECISIONS)}")
+    if asked != "fp32" and kind == "cpu":
+        raise UserError(f"precision {asked}: needs a GPU; on the CPU use fp32 (or auto)")
+    if asked == "apex":
+        _require_apex()
+    return asked
+
+
+def wrap_optimizer(optim_wrapper: dict[str, Any], precision: str) -> dict[str, Any]:
+    """Return the config of an optimiser wrapper for a precision; other keys stay."""
+    kept = {key: value for key, value in optim_wrapper.items() if key not in _MIXED_ONLY}
+    wanted = _WRAPPERS[precision]
+    if optim_wrapper.get("type", "OptimWrapper") == wanted["type"]:
+        return {**wanted, **optim_wrapper}
+    return {**kept, **wanted}
+
+
+def _configured(wrapper: dict[str, Any]) -> str:
+    if wrapper.get("type") == "ApexOptimWrapper":
+        _require_apex()
+        return "apex"
+    return "bf16" if wrapper.get("dtype") == "bfloat16" else "fp16"
+
+
+def _require_apex() -> None:
+    try:
+        present = importlib.util.find_spec("apex.amp") is not None
+    except ImportError:
+        present = False
+    if not present:
+        raise UserError(
+            "precision apex: needs NVIDIA's apex, built from github.com/NVIDIA/apex (the package "
+            "`apex` of the Python registry is an unrelated web library); fp16 needs nothing more "
+            "and means the same"
+        )
