@@ -28,9 +28,11 @@ from mmengine.registry import (
 from mmengine.visualization import Visualizer
 
 from cae_seg.config_files import ZOO_PREFIX, zoo_configs
+from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.config import load_config, one_line
 from cae_seg.engine.meta import on_meta_device
 from cae_seg.engine.options import unread_keys
+from cae_seg.engine.precision import wrap_optimizer
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_text
 from cae_seg.progress import progress
@@ -41,8 +43,7 @@ REASONS = {
     "mmdet": "needs mmdetection, whose compiled mmcv ops are not supported",
     "Please install onedl-mmcv": "needs compiled mmcv ops",
     "mmpretrain": "needs onedl-mmpretrain (`pip install 'cae-seg[zoo]'`)",
-    "albumentations": "needs albumentations, which this project does not install",
-    "diffusion": "needs stable diffusion (ldm), which is not on PyPI",
+    "To use VPD model": "needs the package ldm (stable diffusion), which is not on PyPI",
 }
 
 
@@ -76,18 +77,17 @@ def try_config(name: str) -> Outcome:
     except UserError as error:
         return Outcome(name, _short(str(error)))
     except Exception as error:  # any class that a config names may raise anything
-        return Outcome(name, _short(f"{type(error).__name__}: {one_line(error)}"))
+        return Outcome(name, _short(f"mmsegmentation does not build it: {one_line(error)}"))
     return Outcome(name, "", parameters, tuple(unread_keys(config)))
 
 
 def build_everything(config: Config) -> int:
     """Build what a config names except data sets; return the number of the model's parameters."""
+    config = config.copy()
+    accelerate(config)
     with on_meta_device():
         model = MODELS.build(copy.deepcopy(config.model))
-        wrapper = {**copy.deepcopy(config.optim_wrapper), "type": "OptimWrapper"}
-        for key in ("loss_scale", "dtype", "use_fsdp"):
-            wrapper.pop(key, None)
-        optimiser = build_optim_wrapper(model, wrapper)
+        optimiser = build_optim_wrapper(model, wrap_optimizer(config.optim_wrapper, "fp32"))
     for scheduler in config.param_scheduler:
         PARAM_SCHEDULERS.build(copy.deepcopy(scheduler), default_args={"optimizer": optimiser})
     for transform in _transforms(config):
@@ -133,12 +133,6 @@ def page_text(outcomes: list[Outcome]) -> str:
             "| --- | ---: | ---: | ---: | --- |",
             *_family_rows(outcomes),
             "",
-            "## Configs that do not work",
-            "",
-            "| Config | Reason |",
-            "| --- | --- |",
-            *(f"| `{o.name}` | {o.reason} |" for o in outcomes if o.reason),
-            "",
             "## Keys without effect",
             "",
             "Nothing reads these keys of the zoo's configs, in mmsegmentation either; they are",
@@ -159,9 +153,12 @@ def _family_rows(outcomes: list[Outcome]) -> Iterator[str]:
     for family, members in families.items():
         sizes = sorted({round(o.parameters / 1e6, 1) for o in members if not o.reason})
         size = f"{sizes[0]}–{sizes[-1]} M" if len(sizes) > 1 else "".join(f"{s} M" for s in sizes)
-        reasons = "; ".join(dict.fromkeys(o.reason for o in members if o.reason))
         works = sum(not o.reason for o in members)
-        yield f"| {family} | {works} | {len(members)} | {size} | {reasons} |"
+        failed = [o for o in members if o.reason]
+        reasons = dict.fromkeys(f"`{Path(o.name).name}`: {o.reason}" for o in failed)
+        if not works:
+            reasons = dict.fromkeys(o.reason for o in failed)
+        yield f"| {family} | {works} | {len(members)} | {size} | {'; '.join(reasons)} |"
 
 
 def _unread_rows(outcomes: list[Outcome]) -> Iterator[str]:

@@ -382,7 +382,7 @@ def _add_check_sheet(commands: Any) -> None:
 
 def _check_sheet(options: argparse.Namespace) -> None:
     from cae_seg.engine.check_sheet import check_rows
-    from cae_seg.sheet.sheet import load_sheet
+    from cae_seg.sheet.reading import load_sheet
 
     number = check_rows(load_sheet(options.sheet))
     print(f"{options.sheet}: is valid; {number} row(s) change their recipe")

@@ -20,7 +20,8 @@ from cae_seg.engine.validate import check_conflicts
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_text
 from cae_seg.run.provenance import code_fingerprint
-from cae_seg.sheet.sheet import Experiment, Sheet
+from cae_seg.sheet.reading import Sheet
+from cae_seg.sheet.schema import Experiment
 
 
 def check_sheet(sheet: Sheet, cache: Path) -> None:

@@ -12,14 +12,12 @@ from cae_seg.config_files import find_config, named_batch_size
 from cae_seg.engine.job import Knobs
 from cae_seg.engine.knobs import apply_knobs
 from cae_seg.engine.options import check_options, merge_options, unread_keys
-from cae_seg.engine.readers import similar_types, unknown_types
+from cae_seg.engine.readers import OF_OLD_VERSIONS, similar_types, unknown_types
 from cae_seg.errors import UserError
 from cae_seg.run.logs import quiet_imports
 
 logger = logging.getLogger(__name__)
 
-# Top-level keys of mmsegmentation 0.x that have a new name or form in 1.x.
-OLD_KEYS = {"data", "optimizer_config", "lr_config", "checkpoint_config", "evaluation"}
 # Packages that configs of the zoo import or name types of, and what provides them.
 PROVIDED_BY = {
     "mmpretrain": "onedl-mmpretrain (pip install 'cae-seg[zoo]')",
@@ -34,7 +32,8 @@ def load_config(
 
     Knobs come first, so that an option for one of the places that a knob sets takes precedence.
     The modules of `custom_imports` are imported. `model.pretrained` (the published spelling) is
-    moved to the backbone's `init_cfg`, and `total_batch_size` is filled in.
+    moved to the backbone's `init_cfg`, and `total_batch_size` is filled in. Keys of the file that
+    nothing reads are logged as warnings.
 
     Args:
         name: a path, the stem of a shipped config, or `mmseg::FAMILY/NAME.py`.
@@ -44,7 +43,11 @@ def load_config(
     Raises:
         UserError: the file cannot be found or read, or an option or a knob does not fit it.
     """
-    return apply_options(read_config(find_config(name)), options or {}, knobs or Knobs())
+    config = read_config(find_config(name))
+    applied = apply_options(config, options or {}, knobs or Knobs())
+    for key in unread_keys(config):
+        logger.warning("%s: %s: nothing reads this key; it has no effect", config.filename, key)
+    return applied
 
 
 def apply_options(config: Config, options: dict[str, Any], knobs: Knobs) -> Config:
@@ -80,7 +83,7 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
     if "model" not in config:
         raise UserError(f"{path}: has no model; name one of the configs in configs_local")
-    if "train_dataloader" not in config and (old := sorted(OLD_KEYS & set(config))):
+    if "train_dataloader" not in config and (old := sorted(OF_OLD_VERSIONS & set(config))):
         raise UserError(
             f"{path}: {', '.join(old)}: keys of mmsegmentation 0.x; write the config for 1.x"
         )
@@ -161,12 +164,6 @@ def global_batch_size(config: Config) -> int:
     if total := named_batch_size(Path(config.filename or "").stem):
         return total
     return (config.get("train_dataloader") or {}).get("batch_size", 1)
-
-
-def warn_of_unread_keys(config: Config) -> None:
-    """Log a warning for each key of the file that no class or reader takes."""
-    for key in unread_keys(config):
-        logger.warning("%s: %s: nothing reads this key; it has no effect", config.filename, key)
 
 
 def one_line(error: BaseException) -> str:

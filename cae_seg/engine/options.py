@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from cae_seg.engine.meta import on_meta_device
-from cae_seg.engine.readers import TOP_LEVEL, reader_of
+from cae_seg.engine.readers import OF_OLD_VERSIONS, TOP_LEVEL, reader_of
 from cae_seg.errors import UserError
 
 # Keys that the command decides, whatever the config holds: pattern and what to use instead.
@@ -106,8 +106,10 @@ def _open_empty_parts(config: Config, key: str) -> None:
 def unread_keys(config: Config) -> Iterator[str]:
     """Yield the dotted keys of a config file that nothing reads.
 
-    Variables at the top of the file are not among them: the file itself may have read them.
+    Variables at the top of the file are not among them, because the file itself may have read them;
+    keys of mmsegmentation 0.x are.
     """
+    yield from sorted(OF_OLD_VERSIONS & set(config))
     for top in sorted(TOP_LEVEL & set(config)):
         for path, node in _nodes(config[top], top):
             if isinstance(node, dict) and (reader := reader_of(config, path, node)).complete:

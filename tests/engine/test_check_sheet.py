@@ -9,7 +9,7 @@ import yaml
 
 from cae_seg.engine.check_sheet import check_rows, check_sheet
 from cae_seg.errors import UserError
-from cae_seg.sheet.sheet import Sheet, load_sheet
+from cae_seg.sheet.reading import Sheet, load_sheet
 
 ROW = {
     "name": "a",
