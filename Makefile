@@ -3,22 +3,33 @@
 # make ui     the MLflow UI on this machine
 # make zoo    which configs of mmsegmentation's zoo work, into docs/zoo.md (about ten minutes)
 # make bench  stock mmsegmentation against cae-seg, into docs/benchmarks.md
-.PHONY: install demo test lint test-tools fast-test slow-test format ui bench zoo
+# make install TORCH=cpu         PyTorch's build for a platform: cpu, cu126, cu128, cu130, …
+# make test-python PY=3.12       the fast tests on another Python, in an environment of its own
+.PHONY: install test-python demo test lint test-tools fast-test slow-test format ui bench zoo
 
 SHELL := /bin/bash
-PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
-BIN := $(CURDIR)/.venv/bin
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 PYTEST := pytest -q --durations=15
 
-install: .venv/.installed
+PIP := python -m pip install --quiet --disable-pip-version-check --progress-bar off
 
-.venv/.installed: requirements.txt pyproject.toml
-	@test -x .venv/bin/python || "$(PYTHON)" -m venv .venv
-	@echo "Installing into .venv (about three minutes and 6 GB the first time)"
-	@python -m pip install --quiet --disable-pip-version-check --progress-bar off -r requirements.txt
-	@python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+install: $(VENV)/.installed
+
+# The build of PyTorch for another platform comes first: its version then meets the pin.
+$(VENV)/.installed: requirements.txt pyproject.toml
+	@test -x $(VENV)/bin/python || { python=$$(tools/find_python.sh "$(PYTHON)") && "$$python" -m venv $(VENV); }
+	@echo "Installing into $(VENV) (about three minutes and 6 GB the first time, 2 GB with TORCH=cpu)"
+ifdef TORCH
+	@$(PIP) $$(grep -E "^torch(vision)?==" requirements.txt) --index-url https://download.pytorch.org/whl/$(TORCH)
+endif
+	@$(PIP) -r requirements.txt
+	@$(PIP) --no-deps -e .
 	@touch $@
+
+test-python:
+	@$(MAKE) VENV=.venv-$(PY) PYTHON="$(or $(PYTHON),python$(PY))" install fast-test
 
 demo: install
 	@snakemake --profile demo

@@ -5,7 +5,9 @@ Heavy imports stay inside the functions that need them, so that `--help` answers
 
 import argparse
 import os
+import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +22,7 @@ from cae_seg.arguments import (
     whole_number,
 )
 from cae_seg.crash import report_crash
-from cae_seg.errors import UserError
+from cae_seg.errors import UserError, nearest
 from cae_seg.redaction import redact
 
 DATA = Path("data/ade20k/manifest.json")
@@ -50,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     """Run one command; the one place that catches what nobody foresaw."""
-    options = build_parser().parse_args(arguments)
+    options, unknown = build_parser().parse_known_args(arguments)
+    if unknown:
+        raise UserError(f"unrecognised {unknown[0]!r}{_nearest_option(unknown[0], options.parser)}")
     try:
         return options.run(options) or 0
     except (UserError, BrokenPipeError):
@@ -70,7 +74,14 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the error; `--help` shows the usage."""
+        if found := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += nearest(found[1], re.findall(r"[\w-]+", found[2]))
         raise UserError(f"{message} (see `{self.prog} --help`)")
+
+
+def _nearest_option(word: str, parser: argparse.ArgumentParser) -> str:
+    known = [option for action in parser._actions for option in action.option_strings]
+    return nearest(word.partition("=")[0], known) + f" (see `{parser.prog} --help`)"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,8 +102,12 @@ def build_parser() -> argparse.ArgumentParser:
         _add_track,
         _add_table,
         _add_figures,
+        _add_status,
         _add_ui,
         _add_doctor,
+        _add_clean,
+        _add_init,
+        _add_completion,
     ):
         add(commands)
     return parser
@@ -101,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add(commands: Any, name: str, run: Any, help_: str) -> argparse.ArgumentParser:
     """Add a command whose parsed options are handed to `run`."""
     parser = commands.add_parser(name, help=help_, description=help_)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
 
 
@@ -111,7 +126,8 @@ def _add_prepare(commands: Any) -> None:
     kinds = parser.add_subparsers(required=True, metavar="what")
 
     data = _add(kinds, "data", _prepare_data, "download, extract and verify ADE20K")
-    data.add_argument("--source", help="URL, zip archive or extracted folder")
+    help_ = "URL, zip archive or extracted folder; ADE20K's own archive unless given"
+    data.add_argument("--source", help=help_)
     data.add_argument("--root", type=output_folder, default=DATA.parent, help="where to extract to")
     data.add_argument(
         "--manifest", type=output_file, default=DATA, help="the result of the verification"
@@ -144,14 +160,13 @@ def _add_prepare(commands: Any) -> None:
 
 def _prepare_data(options: argparse.Namespace) -> None:
     from cae_seg.data.prepare.prepare import prepare, verify_prepared
+    from cae_seg.sheet.schema import ADE20K
 
     if options.verify:
         print(f"{options.manifest}: {verify_prepared(options.manifest)} files are unchanged")
         return
-    if not options.source:
-        raise UserError("--source: is missing; give a URL, a zip archive or a folder")
     manifest = prepare(
-        options.source,
+        options.source or ADE20K,
         options.root,
         options.manifest,
         sha256=options.sha256,
@@ -497,6 +512,33 @@ def _figures(options: argparse.Namespace) -> None:
         write_page("The claim", options.claim.read_text(), options.pages / "claim.html")
 
 
+def _add_status(commands: Any) -> None:
+    parser = _add(commands, "status", _status, "show how far every run of a sheet is")
+    _add_sheet_option(parser)
+    parser.add_argument("--format", choices=["text", "json"], default="text")
+    parser.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=5.0,
+        metavar="SECONDS",
+        help="show it again every so often, in place (default: 5), until Ctrl-C",
+    )
+
+
+def _status(options: argparse.Namespace) -> None:
+    from cae_seg.results.status import write_status
+
+    while True:
+        text = write_status(options.sheet, format=options.format)
+        # Cursor home, then clear what was below it: no flicker and no scrolling.
+        in_place = options.watch is not None and sys.stdout.isatty()
+        print(f"\x1b[H\x1b[J{text}" if in_place else text, flush=True)
+        if options.watch is None:
+            return
+        time.sleep(options.watch)
+
+
 def _add_ui(commands: Any) -> None:
     parser = _add(commands, "ui", _ui, "open the MLflow UI on this machine only")
     parser.add_argument("--port", type=whole_number(1, 65535), default=5000)
@@ -512,15 +554,61 @@ def _ui(options: argparse.Namespace) -> None:
 
 
 def _add_doctor(commands: Any) -> None:
-    _add(commands, "doctor", _doctor, "say what this machine has and what is missing")
+    parser = _add(commands, "doctor", _doctor, "report what this machine has and what is missing")
+    parser.add_argument("--sheet", type=Path, default=SHEET, help="sheet that is to be run")
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from cae_seg.doctor import report
 
-    text, healthy = report()
+    text, healthy = report(options.sheet)
     print(text)
     return 0 if healthy else 1
+
+
+def _add_clean(commands: Any) -> None:
+    help_ = "list what no result depends on, with sizes; remove it with --delete"
+    parser = _add(commands, "clean", _clean, help_)
+    parser.add_argument("results", type=Path, nargs="?", default=Path("results"))
+    parser.add_argument("--delete", action="store_true", help="remove what is listed")
+
+
+def _clean(options: argparse.Namespace) -> None:
+    from cae_seg.clean import leftovers, remove
+
+    found = leftovers(options.results)
+    for leftover in found:
+        print(f"{leftover.size / 1e6:10.1f} MB  {leftover.path}  ({leftover.reason})")
+    total = sum(leftover.size for leftover in found) / 1e6
+    if options.delete:
+        print(f"{remove(found) / 1e6:10.1f} MB removed")
+    else:
+        print(f"{total:10.1f} MB in all; nothing was removed" + (", add --delete" if found else ""))
+
+
+def _add_init(commands: Any) -> None:
+    help_ = "write sheets, configs, workflow and profiles into a folder, to work without a clone"
+    parser = _add(commands, "init", _init, help_)
+    parser.add_argument("folder", type=Path)
+
+
+def _init(options: argparse.Namespace) -> None:
+    from cae_seg.project import lay_out
+
+    print(f"{options.folder}: {', '.join(lay_out(options.folder))}")
+    print(f"Next: cd {options.folder}; cae-seg doctor; snakemake --profile demo")
+
+
+def _add_completion(commands: Any) -> None:
+    help_ = "print the completion script of a shell, e.g. for `source <(cae-seg completion bash)`"
+    parser = _add(commands, "completion", _completion, help_)
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+
+
+def _completion(options: argparse.Namespace) -> None:
+    import shtab
+
+    print(shtab.complete(build_parser(), options.shell))
 
 
 if __name__ == "__main__":

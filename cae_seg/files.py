@@ -101,12 +101,13 @@ def check_output_file(path: Path) -> None:
         raise UserError(f"{path}: is {kind}; choose another file name")
 
 
-def read_text(path: Path, *, most: int = LARGEST_TEXT) -> str:
+def read_text(path: Path, *, most: int = LARGEST_TEXT, errors: str = "strict") -> str:
     """Read a regular text file in UTF-8.
 
     Args:
         path: the file.
         most: bytes that it may have.
+        errors: what becomes of bytes that are not UTF-8, as of `open`.
 
     Raises:
         UserError: it is missing, no regular file, larger, not readable or not UTF-8.
@@ -118,7 +119,7 @@ def read_text(path: Path, *, most: int = LARGEST_TEXT) -> str:
             raise UserError(f"{path}: {kind}; check the path")
         if (size := path.stat().st_size) > most:
             raise UserError(f"{path}: has {size} bytes, more than {most}; check the path")
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8", errors=errors)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); convert it") from error
     except (OSError, ValueError) as error:

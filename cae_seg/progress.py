@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Generic, Self, TextIO, TypeVar
 
 T = TypeVar("T")
@@ -133,11 +133,11 @@ class _Lines:
     def _tell(self, now: float) -> None:
         self._told, self._told_at = self._done, now
         elapsed = now - self._start
-        parts = [f"{self._desc}: {self._count()}", f"{_duration(elapsed)} elapsed"]
+        parts = [f"{self._desc}: {self._count()}", f"{duration(elapsed)} elapsed"]
         steps = self._done - self._initial
         if self._total and steps > 0 and self._done < self._total:
             left = elapsed / steps * (self._total - self._done)
-            parts.append(f"{_duration(left)} left")
+            parts.append(f"{duration(left)} left")
         if self._note:
             parts.append(self._note)
         print(", ".join(parts), file=self._stream, flush=True)
@@ -152,9 +152,51 @@ class _Lines:
         return f"{done}/{total} {self._unit} ({100 * done // total} %)"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time span in words, in hours and minutes or in minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def run_label(name: str | None, seed: int) -> str:
+    """Return how console lines name a run."""
+    return f"{name} seed {seed}" if name else f"seed {seed}"
+
+
+def training_line(
+    label: str,
+    iteration: int,
+    iterations: int,
+    values: Mapping[str, float | None],
+    *,
+    miou: tuple[int, float] | None = None,
+    seconds_left: float | None = None,
+) -> str:
+    """Return the line that a training logs.
+
+    Args:
+        label: what `run_label` returns.
+        iteration: last one done.
+        iterations: at which training ends.
+        values: what is known of `loss`, `lr`, `images_per_second`, `gpu_memory_mb`.
+        miou: iteration and mIoU (percent) of the last evaluation.
+        seconds_left: expected time to the end of training.
+    """
+    known = {key: value for key, value in values.items() if value is not None}
+    parts = [f"{label}: iteration {iteration}/{iterations}"]
+    if "loss" in known:
+        parts.append(f"loss {known['loss']:.3f}")
+    if miou is not None:
+        parts.append(f"mIoU {miou[1]:.2f} at {miou[0]}")
+    if "lr" in known:
+        parts.append(f"lr {known['lr']:.2e}")
+    if "images_per_second" in known:
+        parts.append(f"{known['images_per_second']:.1f} images/s")
+    if known.get("gpu_memory_mb"):
+        parts.append(f"{known['gpu_memory_mb'] / 1024:.1f} GB")
+    if seconds_left is not None:
+        parts.append(f"ETA {duration(seconds_left)}")
+    return ", ".join(parts)

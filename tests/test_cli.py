@@ -9,7 +9,10 @@ import pytest
 
 from cae_seg.cli import main
 
-COMMANDS = ["prepare", "train", "evaluate", "predict", "track", "table", "doctor"]
+COMMANDS = [
+    *("prepare", "train", "evaluate", "predict", "track", "table"),
+    *("doctor", "clean", "init", "completion"),
+]
 
 
 def run(*arguments: str, **kwargs) -> subprocess.CompletedProcess:
@@ -139,7 +142,7 @@ def test_an_unforeseen_error_is_one_line_with_the_path_of_its_traceback(
 
 def test_an_exit_inside_a_command_is_an_error(monkeypatch, tmp_path, capsys) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr("cae_seg.doctor.report", lambda: sys.exit(0))
+    monkeypatch.setattr("cae_seg.doctor.report", lambda *_: sys.exit(0))
     assert main(["doctor"]) == 1
     assert "SystemExit" in capsys.readouterr().err
 

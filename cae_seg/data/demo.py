@@ -21,10 +21,11 @@ from PIL import Image
 from cae_seg.data.prepare.manifest import FOLDER
 from cae_seg.files import atomic_writer
 from cae_seg.progress import progress
+from cae_seg.project import PROJECT
 
 IMAGES = {"training": 64, "validation": 24}
 PREFIX = {"training": "ADE_train", "validation": "ADE_val"}
-CONFIG = Path(__file__).parents[2] / "configs_local/cae/upernet/upernet_cae_tiny_demo.py"
+CONFIG = PROJECT / "configs_local/cae/upernet/upernet_cae_tiny_demo.py"
 CHECKPOINTS = ("cae_tiny_300e.pth", "cae_tiny_1600e.pth")
 EPOCH_OF_ZIP = (2016, 1, 1, 0, 0, 0)
 VOID = 0

@@ -20,6 +20,7 @@ from torch import nn
 from cae_seg.engine.drift import check_ranks_agree
 from cae_seg.engine.state import HookStates
 from cae_seg.run.deadline import Stopped
+from cae_seg.run.nonfinite import check_finite
 
 if TYPE_CHECKING:
     from cae_seg.engine.runner import ExactRunner
@@ -141,6 +142,7 @@ class ExactTrainLoop(IterBasedTrainLoop):
 
     def _save(self) -> None:
         check_ranks_agree(self.runner.model.module, self._iter)
+        check_finite(self.runner.model.module.state_dict(), self._iter)
         self.runner.save_state()
         self._saved, self._saved_at = self._iter, time.monotonic()
 

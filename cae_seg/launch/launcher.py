@@ -28,6 +28,7 @@ from cae_seg.launch.gpus import lease_gpus
 from cae_seg.launch.slurm import allocated_nodes, go_back_to_queue
 from cae_seg.machine import count_gpus
 from cae_seg.run.deadline import StopRequest, stop_on_signals
+from cae_seg.run.failure import recording_failure
 from cae_seg.run.work_dir import LOCK_SECONDS, WorkDir
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,12 @@ def launch_train(job: TrainJob) -> int:
     Raises:
         UserError: a mistake of the user's, found here or by a rank.
     """
-    if ENDPOINT not in os.environ:
-        WorkDir(job.work_dir).await_other_writer(_patience(job))
-    code = _launch(job)
+    if ENDPOINT in os.environ:  # on a node of several; the first launcher records failures
+        code = _launch(job)
+    else:
+        with recording_failure(job.work_dir):
+            WorkDir(job.work_dir).await_other_writer(_patience(job))
+            code = _launch(job)
     if code == STOPPED:
         go_back_to_queue(job.work_dir / "record.jsonl")
     return code

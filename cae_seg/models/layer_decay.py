@@ -29,7 +29,7 @@ def layer_ids(model: nn.Module, layers: int | None = None) -> tuple[dict[str, in
     """Return the layer of each parameter of a segmentor, and that of the heads, the highest.
 
     Layers are those of the backbone's `layer_ids()` where it has the method, else its `blocks` or
-    `layers`.
+    `layers`; with a frozen backbone there is one layer, that of the heads.
 
     Args:
         model: segmentor with a `backbone`.
@@ -39,6 +39,8 @@ def layer_ids(model: nn.Module, layers: int | None = None) -> tuple[dict[str, in
         UserError: the backbone has no layers to tell apart.
     """
     names = [name for name, _ in model.named_parameters()]
+    if not any(parameter.requires_grad for parameter in model.backbone.parameters()):
+        return dict.fromkeys(names, 1), 1
     if hasattr(model.backbone, "layer_ids"):
         own = {f"backbone.{name}": layer for name, layer in model.backbone.layer_ids().items()}
         top = max(own.values()) + 1

@@ -103,6 +103,8 @@ def _notes(done: pd.DataFrame, usual: dict[str, Any], code: str | None) -> tuple
             write(value) for value in done[column].dropna() if value != usual.get(column)
         )
     ]
+    notes += dict.fromkeys(text for texts in done["doubts"] for text in texts)
+    notes += _repeated_weights(done)
     changes = set(done["changes"])
     comparable = not notes and changes <= {usual.get("changes")}
     notes += [f"not the recipe: {text}" for text in sorted(changes - {""})]
@@ -117,6 +119,12 @@ def _notes(done: pd.DataFrame, usual: dict[str, Any], code: str | None) -> tuple
     if not done["same_weights"].all():
         notes.append("trained again since the evaluation")
     return notes, comparable
+
+
+def _repeated_weights(done: pd.DataFrame) -> list[str]:
+    """Say which seeds were evaluated with the same weights, which then count more than once."""
+    same = done[done["weights"].duplicated(keep=False)]
+    return [f"seeds {' '.join(map(str, same['seed']))} have the same weights"] if len(same) else []
 
 
 def _best(frame: pd.DataFrame) -> pd.Series:

@@ -1,41 +1,86 @@
-"""What is still to be done in a sheet whose workflow has failed, for the person at the keyboard."""
+"""How far all runs of a sheet are, as text: failed ones first, with their error and log."""
 
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tabulate import tabulate
+
+from cae_seg.progress import duration, run_label
+from cae_seg.results.collect import Sheets, open_sheets
+from cae_seg.results.run_state import STATES, RunState, sheet_states
 from cae_seg.sheet.reading import Sheet
-from cae_seg.run.paths import RunFolder
+
+HEAD = ("Run", "State", "Iteration", "Loss", "mIoU", "Images/s", "ETA", "Node", "Job")
 
 
-def unfinished(sheet: Sheet) -> list[str]:
-    """Return a line for each run that was begun and is not over.
+def write_status(sheets: Sheets, *, format: str = "text", now: float | None = None) -> str:
+    """Return the state of every run of one or several sheets.
 
-    It says experiment and seed, how far the run got, where its log is, and how to go on.
+    Args:
+        sheets: what was to be run.
+        format: "text" or "json".
+        now: Unix time; the clock's by default.
     """
+    now = time.time() if now is None else now
+    states = sheet_states(open_sheets(sheets), now)
+    if format == "json":
+        return json.dumps([asdict(state) for state in states], default=str, indent=1)
+    table = tabulate([_cells(state, now) for state in states], HEAD, disable_numparse=True)
+    return "\n".join([table, "", *failures(states), totals(states, now)])
+
+
+def _cells(state: RunState, now: float) -> list[str]:
+    line = state.line or {} if state.state == "running" else {}
+    scored = f"{state.miou:.2f} at {state.miou_iteration}" if state.miou is not None else ""
+    return [
+        run_label(state.experiment, state.seed),
+        state.state,
+        f"{state.iteration}/{state.iterations}" if state.iterations else "",
+        _number(line.get("loss"), ".3f"),
+        scored,
+        _number(line.get("images_per_second"), ".1f"),
+        duration(max(0.0, state.ends - now)) if state.ends else "",
+        state.node or "",
+        str(state.job or ""),
+    ]
+
+
+def _number(value: Any, spec: str) -> str:
+    return "" if value is None else format(value, spec)
+
+
+def failures(states: Sequence[RunState]) -> list[str]:
+    """Return for each failed run its error, and where to read more."""
     lines = []
-    for row in sheet.experiments:
-        for seed in row.seeds:
-            run = RunFolder(sheet.run_folder(row.name, seed))
-            if run.exists and not run.finished:
-                lines.append(f"{row.name}, seed {seed}: {_state(run)}")
-    if lines:
-        lines.append("To go on, run the same command again: nothing that is finished is repeated.")
+    for state in states:
+        if state.state == "failed":
+            lines.append(f"{run_label(state.experiment, state.seed)} failed: {state.error}")
+            lines += [f"  log: {state.log}"] if state.log else []
     return lines
 
 
-def _state(run: RunFolder) -> str:
-    """Say how far a run got and what it still has."""
-    record = run.record()
-    reached = max(
-        [*record.train, *(event.get("iteration", 0) for event in record.events)], default=0
-    )
-    saved = max(
-        (_iteration(path.stem) for path in run.work.glob("checkpoints/iter_*.pth")), default=0
-    )
-    total = run.facts()["iterations"]
-    return (
-        f"reached iteration {reached} of {total}, goes on from {saved}; "
-        f"log {run.path / 'console.log'}"
-    )
+def totals(states: Sequence[RunState], now: float) -> str:
+    """Return one line for the whole sheet."""
+    counts = Counter(state.state for state in states)
+    parts = [f"{counts[name]} {name}" for name in reversed(STATES) if counts[name]]
+    left = [max(0.0, state.ends - now) for state in states if state.ends]
+    if left:
+        parts.append(f"mean ETA of running ones {duration(sum(left) / len(left))}")
+    return f"{len(states)} runs: {', '.join(parts)}"
 
 
-def _iteration(stem: str) -> int:
-    number = stem.removeprefix("iter_")
-    return int(number) if number.isdigit() else 0
+def unfinished(sheet: Sheet) -> list[str]:
+    """Return what to read after a workflow has failed: each run that began and is not finished."""
+    states = sheet_states([sheet], time.time())
+    lines = failures(states)
+    for state in states:
+        if state.state == "stopped":
+            label = run_label(state.experiment, state.seed)
+            lines.append(f"{label} stopped at iteration {state.iteration} of {state.iterations}")
+    if lines:
+        lines.append("Run the same command again to resume: finished steps are not repeated.")
+    return lines

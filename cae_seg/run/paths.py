@@ -5,12 +5,14 @@ The engine writes it; nothing here does. A run made by the workflow keeps its de
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cae_seg.files import read_json
+from cae_seg.files import read_text, sha256_file
+from cae_seg.run.schemas import Metrics, RunMetadata, read_checked
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,26 @@ def read_record(path: Path) -> Record:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text(errors="replace")
-    except FileNotFoundError:
+    if not path.exists():
         return
-    for line in text.splitlines():
+    for line in read_text(path, errors="replace").splitlines():
         try:
             value = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict) and "time" in value and "kind" in value:
+        if isinstance(value, dict) and _is_line(value):
             yield value
+
+
+def _is_line(value: dict[str, Any]) -> bool:
+    """Say whether an object has what every line of its kind has."""
+    needed = {"event": ("event", str), "train": ("iteration", int), "eval": ("iteration", int)}
+    key, kind = needed.get(str(value.get("kind")), ("kind", type(None)))
+    return _is_number(value.get("time")) and type(value.get(key)) is kind
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -94,14 +105,31 @@ class RunFolder:
         """Return `run.json`, or `facts.json` of a run that is not finished.
 
         Raises:
-            UserError: there is neither.
+            UserError: there is neither, or it has another shape.
         """
-        return read_json(self.path / "run.json" if self.finished else self.work / "facts.json")
+        path = self.path / "run.json" if self.finished else self.work / "facts.json"
+        return read_checked(path, RunMetadata, "restore the file, or delete it and train again")
 
     def metrics(self) -> dict[str, Any] | None:
-        """Return the final evaluation, if there is one."""
+        """Return the final evaluation, if there is one.
+
+        Raises:
+            UserError: the file has another shape, or a score outside of 0 to 100.
+        """
         path = self.path / "metrics.json"
-        return read_json(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return read_checked(path, Metrics, "delete the file and evaluate again")
+
+    def changed_weights(self, metrics: dict[str, Any]) -> bool:
+        """Say whether the weights are no longer those that were evaluated.
+
+        They are hashed only where they are younger than the evaluation: whole sweeps are tabled.
+        """
+        weights, evaluated = self.work / "weights.pth", self.path / "metrics.json"
+        if not weights.is_file() or weights.stat().st_mtime_ns <= evaluated.stat().st_mtime_ns:
+            return False
+        return sha256_file(weights) != metrics["weights_sha256"]
 
     def record(self) -> Record:
         """Read what was logged during training."""

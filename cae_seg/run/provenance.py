@@ -12,13 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cae_seg.project import PROJECT
+
 PACKAGE = Path(__file__).resolve().parent.parent
 # What decides numbers is told by folder: these, without what only makes data ready.
 DECIDING = {
     "models": PACKAGE / "models",
     "data": PACKAGE / "data",
     "engine": PACKAGE / "engine",
-    "configs_local": PACKAGE.parent / "configs_local",
+    "configs_local": PROJECT / "configs_local",
 }
 PREPARATION = "data/prepare/"
 LIBRARIES = {

@@ -324,7 +324,7 @@ def test_partial_shows_how_far_every_row_is(tmp_path):
         "runs": f"running (100 of 200 iterations, ends about {end})",
         "waits": "queued",
         "broke": f"failed (50 of 200 iterations, log {log})",
-        "stopped": "stopped (80 of 200 iterations, goes on when started again)",
+        "stopped": "stopped (80 of 200 iterations, resumes when started again)",
         "trained": "trained (to be evaluated)",
     }
     rows = read_rows(write_table(sheet, partial=True))

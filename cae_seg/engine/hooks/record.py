@@ -9,6 +9,8 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from cae_seg.run.nonfinite import LossGuard
+
 if TYPE_CHECKING:
     from cae_seg.engine.runner import ExactRunner
 
@@ -24,10 +26,11 @@ class RecordHook(Hook):
     """
 
     priority = "VERY_HIGH"  # before the schedulers step
-    stateless = True  # clocks only
+    stateless = True  # clocks and a count that may start again
 
     def __init__(self, interval: int) -> None:
         self._interval = interval
+        self._guard = LossGuard()
         self._restart_clock()
 
     def before_train_iter(
@@ -71,6 +74,7 @@ class RecordHook(Hook):
             gpu_memory_mb=_peak_memory(session.ranks.device),
         )
         self._restart_clock()
+        self._guard.check(iteration, values.get("loss", 0.0))
 
     def _due(self, runner: "ExactRunner") -> bool:
         return (runner.iter + 1) % self._interval == 0

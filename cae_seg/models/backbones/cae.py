@@ -154,8 +154,8 @@ class CAE(FilledFromCheckpoint, BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if len(out_indices) != 4 or not all(0 <= i < depth for i in out_indices):
-            raise ValueError(f"out_indices: {out_indices} are not four blocks of {depth}")
+        if not all(0 <= i < depth for i in out_indices):
+            raise ValueError(f"out_indices: {out_indices} are not blocks of {depth}")
         self.embed_dim, self.out_indices = embed_dim, tuple(out_indices)
         self.use_checkpoint = use_checkpoint
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
@@ -183,8 +183,13 @@ class CAE(FilledFromCheckpoint, BaseModule):
             for rate in torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6) if out_with_norm else nn.Identity()
-        self.fpn1, self.fpn2, self.fpn3, self.fpn4 = _pyramid(embed_dim, patch_size)
+        self._add_pyramid(patch_size)
         self._draw_weights()
+
+    def _add_pyramid(self, patch_size: int) -> None:
+        if len(self.out_indices) != 4:
+            raise ValueError(f"out_indices: {self.out_indices} are not four blocks")
+        self.fpn1, self.fpn2, self.fpn3, self.fpn4 = _pyramid(self.embed_dim, patch_size)
 
     def _position_embedding(self, fixed: bool, trained: bool) -> nn.Parameter | None:
         height, width = self.grid_size
@@ -210,7 +215,7 @@ class CAE(FilledFromCheckpoint, BaseModule):
                 block.attn.proj.weight.div_((2 * depth) ** 0.5)
                 block.mlp.fc2.weight.div_((2 * depth) ** 0.5)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the pyramid of images (B, in_chans, H, W); see the class for the shapes."""
         taps = self._taps(x)
         levels = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
@@ -240,6 +245,23 @@ class CAE(FilledFromCheckpoint, BaseModule):
         dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
         table = self.rel_pos_bias.relative_position_bias_table
         return RelativeBias.apply(table, *self.grid_size, dtype)[None]
+
+
+@MODELS.register_module()
+class CAEBlocks(CAE):
+    """`CAE` without its pyramid: any number of taps, at the stride of the patches.
+
+    For heads that take plain maps (linear, SETR, FCN). Forward returns a map
+    (B, embed_dim, H/patch, W/patch) for each of `out_indices`.
+    """
+
+    def _add_pyramid(self, patch_size: int) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return the tapped blocks' maps of images (B, in_chans, H, W)."""
+        taps = self._taps(x)
+        return tuple(taps[i] for i in self.out_indices)
 
 
 def _autocasts(x: Tensor) -> bool:

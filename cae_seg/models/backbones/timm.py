@@ -39,6 +39,7 @@ class Taps:
         img_size: height and width that the model is built for, in pixels.
         patch: sides of images are padded to multiples of it; 1 where the model takes any side.
         indices: which of the model's features, from 0.
+        depth: number of the model's features.
         norm: whether the final norm is applied to each tap.
         mean, std: of the normalisation of the images, in grey levels 0 to 255.
         channels: of each tap.
@@ -51,6 +52,7 @@ class Taps:
     img_size: tuple[int, int]
     patch: int
     indices: tuple[int, ...]
+    depth: int
     norm: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -104,12 +106,13 @@ def probe_timm(
             img_size=size,
             patch=strides[0] if flat else 1,
             indices=default_indices(strides) if indices is None else indices,
+            depth=len(strides),
             norm=flat if norm is None else norm,
             mean=tuple(255 * value for value in model.pretrained_cfg["mean"]),
             std=tuple(255 * value for value in model.pretrained_cfg["std"]),
         )
         _prune(model, taps)
-        maps = _run(model.eval(), torch.zeros(1, 3, *size), taps)
+        maps = _probe_run(model.eval(), torch.zeros(1, 3, *size), taps)
         parameters = dict(model.named_parameters())
         sums = [m.sum() for m in maps]
         gradients = torch.autograd.grad(sums, list(parameters.values()), allow_unused=True)
@@ -151,7 +154,9 @@ def _create(
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3)
         hint = f"nearest: {', '.join(near)}" if near else "timm.list_models() has the names"
         raise UserError(f"timm: {name}: no such model in timm {timm.__version__}; {hint}")
-    options = {"num_classes": 0, "drop_path_rate": drop_path_rate, **options}
+    options = {"num_classes": 0, **options}
+    if drop_path_rate:
+        options["drop_path_rate"] = drop_path_rate
     sizes = [{"img_size": img_size, "dynamic_img_size": True}, {"img_size": img_size}, {}]
     error: Exception | None = None
     for sized in sizes:
@@ -187,15 +192,19 @@ def _prune(model: nn.Module, taps: Taps) -> None:
 
 
 def _run(model: nn.Module, image: Tensor, taps: Taps) -> list[Tensor]:
+    return model.forward_intermediates(
+        image,
+        indices=list(taps.indices),
+        norm=taps.norm,
+        output_fmt="NCHW",
+        intermediates_only=True,
+    )
+
+
+def _probe_run(model: nn.Module, image: Tensor, taps: Taps) -> list[Tensor]:
     try:
-        return model.forward_intermediates(
-            image,
-            indices=list(taps.indices),
-            norm=taps.norm,
-            output_fmt="NCHW",
-            intermediates_only=True,
-        )
-    except (AssertionError, NotImplementedError, TypeError, ValueError) as problem:
+        return _run(model, image, taps)
+    except Exception as problem:  # what a model may raise at a size that it was not made for
         raise _unusable(taps.model_name, problem, tuple(image.shape[2:])) from problem
 
 

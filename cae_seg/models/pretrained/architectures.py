@@ -90,7 +90,8 @@ def _resize_vit(name: str, value: Tensor, model: nn.Module) -> Tensor | None:
 VIT = Architecture(
     _translate_vit,
     _resize_vit,
-    dropped=re.compile(CLASSIFIERS + r"|blocks\.\d+\.attn\.k_bias"),  # the soft-max cancels it
+    # The soft-max cancels a bias of the key; a backbone may be built without its pyramid.
+    dropped=re.compile(CLASSIFIERS + r"|blocks\.\d+\.attn\.k_bias|fpn\d\..*"),
     optional={
         "position embedding": re.compile(r"pos_embed"),  # sine-cosine, or trained from scratch
         "pyramid": re.compile(r"fpn\d\..*"),

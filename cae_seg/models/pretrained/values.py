@@ -53,7 +53,7 @@ def check_values(
         if value.dtype not in FLOATS:
             kind = str(value.dtype).removeprefix("torch.")
             raise UserError(f"{source}: {name} is {kind}, not floating point; export it again")
-        if not _all_finite(value):
+        if not is_finite(value):
             raise UserError(
                 f"{source}: {name} holds NaN or Inf; use a checkpoint from before the divergence, "
                 "or download it again"
@@ -72,6 +72,7 @@ def _odd_kind(value: Tensor) -> str | None:
     return next((kind for kind, found in kinds.items() if found), None)
 
 
-def _all_finite(value: Tensor) -> bool:
+def is_finite(value: Tensor) -> bool:
+    """Tell whether a dense real tensor holds neither NaN nor Inf."""
     # A sum is 20 times as fast and only finite if all terms are; large terms may overflow it.
     return bool(value.sum().isfinite()) or bool(torch.isfinite(value).all())

@@ -1,0 +1,220 @@
+"""How far a run is, read from its files: from any machine that sees the results folder."""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from cae_seg.run.failure import read_failure
+from cae_seg.run.paths import Record, RunFolder
+from cae_seg.sheet.reading import Sheet
+from cae_seg.sheet.schema import Experiment
+
+STATES = ("failed", "running", "stopped", "queued", "trained", "finished")
+"""Every state, in the order in which a person wants to see them."""
+
+# A run on another machine whose locks do not reach this one counts as running for so long after
+# the last line of its record, seconds.
+SILENT_SECONDS = 900.0
+SPEED_LINES = 20
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run is.
+
+    Attributes:
+        experiment: name of the row.
+        seed: of the run.
+        state: one of `STATES`. Trained runs still have to be evaluated; stopped ones (time limit,
+            signal) resume from a checkpoint.
+        iteration: last one logged.
+        iterations: at which training ends; None before it begins.
+        line: last logged training values (loss, lr, images_per_second, gpu_memory_mb).
+        miou: of the last evaluation, percent.
+        miou_iteration: the iteration it belongs to.
+        ends: Unix time at which training is expected to end; None if unknown.
+        node: host that runs it, or ran it last.
+        job: SLURM job id.
+        error: why it failed, one line.
+        log: what to read.
+    """
+
+    experiment: str
+    seed: int
+    state: str
+    iteration: int = 0
+    iterations: int | None = None
+    line: dict[str, Any] | None = None
+    miou: float | None = None
+    miou_iteration: int | None = None
+    ends: float | None = None
+    node: str | None = None
+    job: str | None = None
+    error: str | None = None
+    log: Path | None = None
+
+
+def run_state(
+    sheet: Sheet,
+    row: Experiment,
+    seed: int,
+    now: float,
+    facts: dict[str, Any],
+    metrics: dict[str, Any] | None,
+) -> RunState:
+    """Return how far a run of a sheet is.
+
+    Args:
+        sheet: the sheet.
+        row: its row.
+        seed: of the run.
+        now: Unix time to measure silence by.
+        facts: of its folder, empty if it has none yet.
+        metrics: its final evaluation, if there is one.
+    """
+    iterations = facts.get("iterations")
+    if metrics is not None:
+        scored = {"miou": metrics["mIoU"], "miou_iteration": iterations}
+        return RunState(row.name, seed, "finished", iterations or 0, iterations, **scored)
+    run = RunFolder(sheet.run_folder(row.name, seed))
+    record = run.record()
+    owner = _owner(run)
+    log = _newest_log(sheet, row.name, seed)
+    state, error = _state(run, record, owner, log, now)
+    last = list(record.evaluations.values())[-1:]
+    jobs = facts.get("slurm_job_ids") or [owner.get("slurm_job_id")]
+    return RunState(
+        experiment=row.name,
+        seed=seed,
+        state=state,
+        iteration=iterations if run.finished else max([*record.train, *record.evaluations, 0]),
+        iterations=iterations,
+        line=next(reversed(record.train.values()), None),
+        miou=last[0].get("mIoU") if last else None,
+        miou_iteration=last[0]["iteration"] if last else None,
+        ends=_expected_end(record, iterations) if state == "running" and iterations else None,
+        node=owner.get("host"),
+        job=jobs[-1],
+        error=error,
+        log=log,
+    )
+
+
+def read_results(
+    sheet: Sheet, row: Experiment, seed: int
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return facts and final evaluation of a run of a sheet."""
+    run = RunFolder(sheet.run_folder(row.name, seed))
+    return (run.facts() if run.exists else {}), run.metrics()
+
+
+def _state(
+    run: RunFolder, record: Record, owner: dict[str, Any], log: Path | None, now: float
+) -> tuple[str, str | None]:
+    if _is_held(run):
+        return "running", None
+    failure = read_failure(run.work)
+    if failure is not None and failure["time"] >= (record.last_time or 0):
+        return "failed", failure["error"]
+    if run.finished:
+        return "trained", None
+    if record.events and record.events[-1]["event"] in ("stop", "finish"):
+        return "stopped", None
+    if run.exists:
+        elsewhere = owner.get("host") != socket.gethostname()
+        young = now - (record.last_time or -math.inf) < SILENT_SECONDS
+        silent = "ended without a message; see the log"
+        return ("running", None) if elsewhere and young else ("failed", _last_line(log) or silent)
+    if log is None:
+        return "queued", None
+    begins = now - log.stat().st_mtime < SILENT_SECONDS and not _is_error(_last_line(log))
+    return ("running", None) if begins else ("failed", _last_line(log))
+
+
+def _is_held(run: RunFolder) -> bool:
+    """Say whether a process holds the lock of the run's work folder."""
+    try:
+        with (run.work / "writer.lock").open() as stream:
+            fcntl.lockf(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def _owner(run: RunFolder) -> dict[str, Any]:
+    """Return what the last owner of the lock noted: host, pid, since, slurm_job_id."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((run.work / "writer.lock").read_text())
+    return {}
+
+
+def _newest_log(sheet: Sheet, name: str, seed: int) -> Path | None:
+    logs = [p for p in (sheet.results / "logs").glob(f"*/{name}_seed{seed}.log") if p.exists()]
+    return max(logs, key=os.path.getmtime, default=None)
+
+
+def _last_line(log: Path | None) -> str | None:
+    """Return the last error in the log's end, or else its last line."""
+    if log is None:
+        return None
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - 8192))
+        lines = stream.read().decode(errors="replace").strip().splitlines()
+    errors = [line for line in lines if _is_error(line)]
+    return ([None, *lines[-1:], *errors[-1:]])[-1]
+
+
+def _is_error(line: str | None) -> bool:
+    return bool(line) and ("error:" in line.lower() or "Error" in line)
+
+
+def _expected_end(record: Record, iterations: int) -> float | None:
+    """Return when training ends at the speed of the last lines; None while there are few."""
+    begun = max((e["time"] for e in record.events if e["event"] in ("start", "resume")), default=0)
+    lines = [line for line in record.train.values() if line["time"] >= begun][-SPEED_LINES:]
+    if len(lines) < 2 or lines[-1]["iteration"] == lines[0]["iteration"]:
+        return None
+    seconds = lines[-1]["time"] - lines[0]["time"]
+    speed = seconds / (lines[-1]["iteration"] - lines[0]["iteration"])
+    return lines[-1]["time"] + speed * (iterations - lines[-1]["iteration"])
+
+
+def describe(state: RunState) -> str:
+    """Return the particulars of a state in a few words; empty for a finished or queued run."""
+    if state.state == "trained":
+        return "to be evaluated"
+    if state.state in ("finished", "queued"):
+        return ""
+    if state.iterations is None and state.state == "running":
+        return "begins"
+    parts = []
+    if state.iterations is not None:
+        parts.append(f"{state.iteration} of {state.iterations} iterations")
+    if state.ends:
+        parts.append(f"ends about {datetime.fromtimestamp(state.ends):%Y-%m-%d %H:%M}")
+    if state.state == "stopped":
+        parts.append("resumes when started again")
+    if state.state == "failed" and state.log:
+        parts.append(f"log {state.log}")
+    return ", ".join(parts)
+
+
+def sheet_states(sheets: Sequence[Sheet], now: float) -> list[RunState]:
+    """Return the states of all runs of sheets, failed and running ones first."""
+    states = [
+        run_state(sheet, row, seed, now, *read_results(sheet, row, seed))
+        for sheet in sheets
+        for row in sheet.experiments
+        for seed in row.seeds
+    ]
+    return sorted(states, key=lambda state: STATES.index(state.state))
