@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
 from cae_seg.config_files import find_config, named_batch_size
@@ -32,8 +32,9 @@ def load_config(
 
     Knobs come first, so that an option for one of the places that a knob sets takes precedence.
     The modules of `custom_imports` are imported. `model.pretrained` (the published spelling) is
-    moved to the backbone's `init_cfg`, and `total_batch_size` is filled in. Keys of the file that
-    nothing reads are logged as warnings.
+    moved to the backbone's `init_cfg`, `model.timm`, `model.head` and `model.frozen` are replaced
+    by the backbone and heads that they name, and `total_batch_size` is filled in. Keys that nothing
+    reads are logged as warnings.
 
     Args:
         name: a path, the stem of a shipped config, or `mmseg::FAMILY/NAME.py`.
@@ -45,7 +46,7 @@ def load_config(
     """
     config = read_config(find_config(name))
     applied = apply_options(config, options or {}, knobs or Knobs())
-    for key in unread_keys(config):
+    for key in unread_keys(applied):
         logger.warning("%s: %s: nothing reads this key; it has no effect", config.filename, key)
     return applied
 
@@ -56,8 +57,9 @@ def apply_options(config: Config, options: dict[str, Any], knobs: Knobs) -> Conf
     Raises:
         UserError: as `load_config`.
     """
-    config = config.copy()
+    config, options = config.copy(), dict(options)
     move_pretrained(config)
+    compose(config, options)
     merged = merge_options(config, options)
     import_custom_modules(merged)
     check_types(merged)
@@ -150,6 +152,24 @@ def move_pretrained(config: Config, *, none_clears: bool = False) -> None:
         backbone.init_cfg = {"type": "Pretrained", "checkpoint": str(checkpoint)}
     elif none_clears:
         backbone.init_cfg = None
+
+
+def compose(config: Config, options: dict[str, Any]) -> None:
+    """Replace backbone and heads as `model.timm`, `model.head` and `model.frozen` say.
+
+    Args:
+        config: changed in place.
+        options: the three keys are removed from it; they take precedence over the file's.
+
+    Raises:
+        UserError: no such model or head, or a head that the backbone cannot feed.
+    """
+    from cae_seg.models.compose import compose_model, take_choice
+
+    choice = take_choice(config.model) | take_choice(options, "model.")
+    if choice:
+        import_custom_modules(config)
+        config.model = ConfigDict(compose_model(config.model.to_dict(), **choice))
 
 
 def global_batch_size(config: Config) -> int:

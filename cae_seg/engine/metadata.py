@@ -17,7 +17,7 @@ from cae_seg.run import provenance
 from cae_seg.run.checkpoints import to_cpu
 from cae_seg.run.metrics_log import RecordWriter, working_seconds
 from cae_seg.run.paths import read_record
-from cae_seg.run.work_dir import WorkDir
+from cae_seg.run.work_dir import SCHEMA, WorkDir
 
 _SCORES = ("mIoU", "mAcc", "aAcc")
 
@@ -83,7 +83,7 @@ def _metadata(
     job_id = provenance.slurm_job()
     jobs = before.get("slurm_job_ids", [])
     return {
-        "schema": 2,
+        "schema": SCHEMA,
         "experiment": run.job.name,
         "seed": run.job.seed,
         "identity": run.identity,

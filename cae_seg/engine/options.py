@@ -113,7 +113,8 @@ def unread_keys(config: Config) -> Iterator[str]:
     for top in sorted(TOP_LEVEL & set(config)):
         for path, node in _nodes(config[top], top):
             if isinstance(node, dict) and (reader := reader_of(config, path, node)).complete:
-                yield from (f"{path}.{name}" for name in node if not reader.reads(str(name)))
+                keys = (f"{path}.{name}" for name in node if not reader.reads(str(name)))
+                yield from (key for key in keys if not _is_known(key, config))
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,7 @@ class _Checker:
 
     def problem(self, key: str) -> str | None:
         """Return what is wrong with an option, or None."""
-        known = [*self.config.get("known_keys", ()), *self.merged.get("known_keys", ())]
-        if any(key == name or key.startswith(f"{name}.") for name in known):
+        if _is_known(key, self.config) or _is_known(key, self.merged):
             return None
         reason = self._decided(key) or self._unread(key) or self._unused(key)
         return f"{key}: {reason}" if reason else None
@@ -212,6 +212,11 @@ class _Checker:
             for path, found in _nodes(self.config[top], top):
                 if type(found) is type(value) and found == value:
                     yield path
+
+
+def _is_known(key: str, config: Config) -> bool:
+    """Tell whether a config declares a key, or a part above it, in its `known_keys`."""
+    return any(key == name or key.startswith(f"{name}.") for name in config.get("known_keys", ()))
 
 
 def _leaf_keys(options: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -21,8 +21,7 @@ from cae_seg.engine.weights import load_weights
 from cae_seg.engine.weights_config import config_of_weights
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_writer, check_output_file, check_writable
-from cae_seg.launch.launcher import place
-from cae_seg.machine import count_gpus
+from cae_seg.machine import count_gpus, place
 from cae_seg.models.pretrained.reading import load_checkpoint_file
 from cae_seg.progress import progress
 from cae_seg.run.logs import Voice, separate_logs

@@ -136,8 +136,8 @@ def _run(
     ranks = session.ranks
     runner = ExactRunner.of(run.built, session, model, work.path)
     runner.evaluated = ranks.tell(_evaluations_to_keep(work))
+    runner.register_hook(PanelHook(work.panels), priority="LOW")
     if ranks.first:
-        runner.register_hook(PanelHook(work.panels), priority="LOW")
         _note_start(run, work, session, model, began)
     runner.register_hook(ProgressHook(run.job.name or run.job.config.stem))
     if not _reaches_end(runner, run):

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from cae_seg.crash import report_traceback
@@ -26,7 +25,7 @@ from cae_seg.errors import UserError
 from cae_seg.launch import rank
 from cae_seg.launch.gpus import lease_gpus
 from cae_seg.launch.slurm import allocated_nodes, go_back_to_queue
-from cae_seg.machine import count_gpus
+from cae_seg.machine import Placement, count_gpus, place
 from cae_seg.run.deadline import StopRequest, stop_on_signals
 from cae_seg.run.failure import recording_failure
 from cae_seg.run.work_dir import LOCK_SECONDS, WorkDir
@@ -37,14 +36,6 @@ ENDPOINT = "CAE_SEG_ENDPOINT"
 _SLURM_GPUS = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
 _SLURM_JOB = ("SLURM_JOB_ID", "SLURM_CONF", "SLURM_CLUSTER_NAME")
 _POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a job runs: "cuda" or "cpu", and the number of ranks on each node."""
-
-    kind: str
-    ranks: int
 
 
 def launch_train(job: TrainJob) -> int:
@@ -78,36 +69,6 @@ def launch_evaluate(job: EvaluateJob) -> int:
     return _launch(job)
 
 
-def place(device: str, gpus: int | None, present: int, *, slurm: bool = False) -> Placement:
-    """Choose device and ranks.
-
-    Args:
-        device: "auto", "cuda" or "cpu".
-        gpus: GPUs asked for; on "cpu" processes.
-        present: GPUs that torch sees.
-        slurm: whether SLURM has given GPUs to this job.
-
-    Raises:
-        UserError: more GPUs asked than present, or none where they are needed.
-    """
-    if gpus is not None and gpus < 1:
-        raise UserError(f"--gpus {gpus}: ask for at least 1, or use --device cpu")
-    if device == "cpu":
-        return Placement("cpu", gpus or 1)
-    if present == 0:
-        if device == "cuda":
-            raise UserError("--device cuda: torch sees no GPU; check the driver, or use auto")
-        if slurm:
-            raise UserError(
-                "SLURM gave GPUs to this job but torch sees none; check the driver "
-                "and that torch was built for CUDA (cae-seg doctor)"
-            )
-        return Placement("cpu", 1)
-    if gpus is not None and gpus > present:
-        raise UserError(f"--gpus {gpus}: only {present} present; ask for fewer")
-    return Placement("cuda", gpus or 1)
-
-
 def _launch(job: Job) -> int:
     _check(job)
     if job.nodes > 1 and ENDPOINT not in os.environ:
@@ -132,10 +93,7 @@ def _devices(job: Job) -> Iterator[Placement]:
     given = any(os.environ.get(name) for name in _SLURM_GPUS)
     present = 0 if job.device == "cpu" else _present_gpus()
     placement = place(job.device, job.gpus, present, slurm=given)
-    if placement.kind == "cpu" and job.device == "auto" and (job.gpus or 1) > 1:
-        logger.warning(
-            "no GPU here: running on the CPU in one process instead of on %d GPUs", job.gpus
-        )
+    _refuse_other_device(job, placement)
     if placement.kind == "cpu" or os.environ.get("SLURM_JOB_ID"):
         yield placement
         return
@@ -149,6 +107,18 @@ def _devices(job: Job) -> Iterator[Placement]:
         del os.environ["CUDA_VISIBLE_DEVICES"]
         if before is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _refuse_other_device(job: Job, placement: Placement) -> None:
+    """Refuse to continue on the CPU what has begun on a GPU, unless that is asked for."""
+    if placement.kind == "cuda" or job.device != "auto" or not isinstance(job, TrainJob):
+        return
+    before = (WorkDir(job.work_dir).facts() or {}).get("device") or {}
+    if before.get("type") == "cuda":
+        raise UserError(
+            f"{job.work_dir}: began on {before.get('name')}, but torch sees no GPU here; check the "
+            "driver and CUDA_VISIBLE_DEVICES, or continue on the CPU with --device cpu"
+        )
 
 
 def _present_gpus() -> int:

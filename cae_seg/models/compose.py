@@ -68,6 +68,23 @@ def compose_model(
     return model
 
 
+def take_choice(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Remove the choice of a model from a mapping: `timm`, `head`, `frozen`, where they are set.
+
+    Args:
+        values: changed in place.
+        prefix: of the keys in the mapping.
+
+    Raises:
+        UserError: `frozen` is neither True nor False.
+    """
+    names = ("timm", "head", "frozen")
+    choice = {name: values.pop(prefix + name) for name in names if prefix + name in values}
+    if choice.get("frozen", False) not in (True, False):
+        raise UserError(f"{prefix}frozen: {choice['frozen']!r} is neither True nor False")
+    return {name: value for name, value in choice.items() if value is not None}
+
+
 def _has_upernet(model: dict[str, Any]) -> bool:
     return model["decode_head"]["type"].endswith("UPerHead")
 

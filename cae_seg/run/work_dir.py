@@ -14,6 +14,7 @@ from cae_seg.run.locks import FileLock
 logger = logging.getLogger(__name__)
 
 _LOCK = "writer.lock"
+SCHEMA = 2  # of the metadata; 1 was that of the engine before mmengine's Runner
 LOCK_SECONDS = 30.0  # patience with another writer where waiting is dear
 
 
@@ -69,10 +70,11 @@ class WorkDir:
         """Become the only writer; move the state of another run out of the way.
 
         Raises:
-            UserError: as of `await_other_writer`.
+            UserError: as of `await_other_writer`, or the state is of an earlier version.
         """
         self._acquire(wait)
         facts = self.facts()
+        self._refuse_earlier_version(facts)
         if facts is not None and facts.get("identity") != identity:
             self._set_aside(str(facts.get("identity")))
         elif facts is None and (self.checkpoints.exists() or self.record.exists()):
@@ -87,6 +89,13 @@ class WorkDir:
             raise UserError(
                 f"{self.path}: {self._lock.owner()} is writing here; wait for it, "
                 "stop it, or choose another --work-dir"
+            )
+
+    def _refuse_earlier_version(self, facts: dict[str, Any] | None) -> None:
+        if facts is not None and facts.get("schema", 1) < SCHEMA:
+            raise UserError(
+                f"{self.path}: holds a run of an earlier version of cae-seg, which this one cannot "
+                "continue; finish it with that version, or move the folder away to train again"
             )
 
     def _tell_wait(self, owner: str) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gate import write_gated_config
 from tiny_runs import TINY, draw_pictures, job_in
 
 from cae_seg.data.prepare.prepare import prepare
@@ -48,3 +49,10 @@ def undisturbed(config, manifest, tmp_path_factory) -> TrainJob:
     job = job_in(tmp_path_factory.mktemp("undisturbed"), config, manifest)
     assert launch_train(job) == DONE
     return job
+
+
+@pytest.fixture(scope="session")
+def gated(tmp_path_factory, config) -> Path:
+    """The config that trains in a moment, with a gate."""
+    folder = tmp_path_factory.mktemp("gated")
+    return folder / write_gated_config(folder, str(config))

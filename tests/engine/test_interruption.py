@@ -4,21 +4,25 @@ Real processes through the console script, two ranks on the CPU under torchrun.
 """
 
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from gate import write_gated_config
-from interrupted_runs import Run
+from interruptions import (
+    finish,
+    ranks_of,
+    run,
+    same,
+    start,
+    started_and_held,
+    trained,
+    weights,
+)
 from tiny_runs import job_in
 from waiting import WAIT_SECONDS, wait_until
 
@@ -26,86 +30,6 @@ from cae_seg.engine.job import TrainJob
 from cae_seg.run.paths import read_record
 
 KILLS = 8
-
-
-def command(job: TrainJob) -> list[str]:
-    options = [f"{key}={value}" for key, value in job.cfg_options.items()]
-    arguments = [
-        sys.executable,
-        "-m",
-        "cae_seg.cli",
-        "train",
-        job.config,
-        "--device",
-        "cpu",
-        "--work-dir",
-        job.work_dir,
-        "--out",
-        job.out,
-        "--data",
-        job.data,
-    ]
-    if job.gpus:
-        arguments += ["--gpus", job.gpus]
-    if job.pretrained:
-        arguments += ["--pretrained", job.pretrained]
-    arguments += ["--iterations", job.iterations]
-    if options:
-        arguments += ["--cfg-options", *options]
-    return [str(argument) for argument in arguments]
-
-
-def start(job: TrainJob, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(job.config.parent)}
-    return subprocess.Popen(
-        [*prefix, *command(job)], env=environment, text=True, stderr=subprocess.PIPE
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    _, said = process.communicate(timeout=WAIT_SECONDS)
-    return process.returncode, said
-
-
-def run(job: TrainJob, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
-    return finish(start(job, prefix))
-
-
-@contextmanager
-def started_and_held(job: TrainJob, iteration: int) -> Iterator[subprocess.Popen]:
-    """Start a run that waits after an iteration; let it train on when the context ends."""
-    gate = Run(job.work_dir.parent)
-    gate.hold(iteration)
-    process = start(job)
-    try:
-        wait_until(f"iteration {iteration}", lambda: gate.held, during=process)
-        yield process
-    finally:
-        gate.release()
-
-
-def trained(job: TrainJob) -> int:
-    """Return the last iteration in the record."""
-    return max(read_record(job.work_dir / "record.jsonl").train, default=0)
-
-
-def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
-    return psutil.Process(process.pid).children()
-
-
-def weights(job: TrainJob) -> dict[str, torch.Tensor]:
-    return torch.load(job.work_dir / "weights.pth", weights_only=True)["state_dict"]
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
-
-
-@pytest.fixture(scope="session")
-def gated(tmp_path_factory, config) -> Path:
-    """The config that trains in a moment, with a gate."""
-    folder = tmp_path_factory.mktemp("gated")
-    return folder / write_gated_config(folder, str(config))
 
 
 @pytest.fixture(scope="session")
@@ -267,6 +191,8 @@ def test_published_command_lines(config, manifest, tmp_path):
         "--seed",
         "0",
         "--deterministic",
+        "--device",
+        "cpu",
         "--data",
         manifest,
         "--iterations",
@@ -282,6 +208,8 @@ def test_published_command_lines(config, manifest, tmp_path):
         "2",
         "--eval",
         "mIoU",
+        "--device",
+        "cpu",
         "--data",
         manifest,
         "--out",

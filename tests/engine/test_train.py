@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interruptions import StopAfter, losses, same, weights
 from mmengine.dataset import BaseDataset
 
 from cae_seg.engine.acceleration import REPLACEMENTS
@@ -17,30 +18,6 @@ from cae_seg.launch.launcher import launch_evaluate, launch_train
 from cae_seg.models.accelerate import FAST_PATHS
 from cae_seg.run.deadline import StopRequest
 from cae_seg.run.paths import read_record
-
-
-class StopAfter(StopRequest):
-    """Asks to stop once it has been looked at so many times."""
-
-    def __init__(self, looks: int) -> None:
-        self._left = looks
-
-    @property
-    def reason(self) -> str | None:
-        self._left -= 1
-        return "SIGTERM" if self._left < 0 else None
-
-
-def weights(job: TrainJob) -> dict[str, torch.Tensor]:
-    return torch.load(job.work_dir / "weights.pth", weights_only=True)["state_dict"]
-
-
-def losses(job: TrainJob) -> list[float]:
-    return [line["loss"] for line in read_record(job.work_dir / "record.jsonl").train.values()]
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture
@@ -249,6 +226,27 @@ def test_second_writer_is_refused(make_job, copied):
         holder.wait()
     assert launch_train(copied) == DONE
     assert os.path.exists(lock)
+
+
+def test_a_run_from_a_gpu_does_not_continue_on_the_cpu_unasked(copied):
+    facts = json.loads((copied.work_dir / "facts.json").read_text())
+    facts["device"] = {"type": "cuda", "name": "NVIDIA H100", "count": 1}
+    (copied.work_dir / "facts.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="began on NVIDIA H100, but torch sees no GPU"):
+        launch_train(dataclasses.replace(copied, device="auto"))
+    assert launch_train(copied) == DONE
+
+
+def test_a_run_of_an_earlier_version_is_named_and_left_alone(copied):
+    for name in ("facts.json", "finals.json"):
+        facts = json.loads((copied.work_dir / name).read_text()) | {"schema": 1, "identity": "old"}
+        (copied.work_dir / name).write_text(json.dumps(facts))
+    before = {path: path.read_bytes() for path in copied.work_dir.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="run of an earlier version of cae-seg"):
+        launch_train(copied)
+    changed = {path.name for path in before if before[path] != path.read_bytes()}
+    assert changed <= {"writer.lock"}
+    assert not list(copied.work_dir.parent.glob("work.stale-*"))
 
 
 def test_late_resume_reads_the_images_of_its_own_iterations_only(make_job, monkeypatch):

@@ -17,7 +17,7 @@ from cae_seg.engine.precision import choose_precision
 from cae_seg.engine.validate import check_job, parse_learning_rate
 from cae_seg.errors import UserError
 from cae_seg.launch.gpus import lease_gpus
-from cae_seg.launch.launcher import Placement, place
+from cae_seg.machine import Placement, place
 from cae_seg.run import locks
 from cae_seg.run.checkpoints import Checkpoints, load_state, verify
 from cae_seg.run.deadline import Budget, deadline_of, slurm_end
@@ -108,7 +108,6 @@ def test_more_gpus_than_present():
     ("device", "gpus", "present", "expected"),
     [
         ("auto", None, 0, ("cpu", 1)),
-        ("auto", 8, 0, ("cpu", 1)),
         ("auto", None, 8, ("cuda", 1)),
         ("auto", 8, 8, ("cuda", 8)),
         ("cpu", 2, 8, ("cpu", 2)),
@@ -122,6 +121,8 @@ def test_placement(device, gpus, present, expected):
 def test_no_gpu_where_one_is_needed():
     with pytest.raises(UserError, match="torch sees no GPU"):
         place("cuda", None, 0)
+    with pytest.raises(UserError, match="--gpus 8: torch sees no GPU here"):
+        place("auto", 8, 0)
     with pytest.raises(UserError, match="SLURM gave GPUs"):
         place("auto", 2, 0, slurm=True)
 

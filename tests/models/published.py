@@ -127,7 +127,7 @@ def _xcit(model: dict) -> dict:
         "img_size": 64,
         "norm": False,
         "out_indices": known["out_indices"],
-        **{key: known[key] for key in ("embed_dim", "depth", "num_heads", "eta")},
+        "options": {key: known[key] for key in ("embed_dim", "depth", "num_heads", "eta")},
     }
     rescales = [4, 2, 1, 0.5] if patch == 16 else [2, 1, 0.5, 0.25]
     neck = {

@@ -50,7 +50,9 @@ def _swin(known: dict) -> dict:
 
 def _xcit(known: dict) -> dict:
     name = f"xcit_small_12_p{known.pop('patch_size')}_224"
-    return known | {"type": "TimmModel", "model_name": name, "img_size": 64, "norm": False}
+    options = {key: known[key] for key in ("embed_dim", "depth", "num_heads", "eta")}
+    kept = {"out_indices": known["out_indices"], "options": options}
+    return kept | {"type": "TimmModel", "model_name": name, "img_size": 64, "norm": False}
 
 
 def _setr(known: dict) -> dict:

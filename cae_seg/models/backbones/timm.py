@@ -239,9 +239,9 @@ class TimmModel(FilledFromCheckpoint, BaseModule):
         out_indices: features to tap; four by `default_indices` where None.
         norm: apply the final norm to each tap; where all strides are equal if None.
         drop_path_rate: stochastic depth, as the model distributes it.
+        options: further arguments of the model.
         init_cfg: `dict(type="Pretrained", checkpoint=…)`: a file in timm's or the model's official
             layout.
-        options: further arguments of the model.
 
     Raises:
         UserError: no such model, or one that cannot work as a backbone.
@@ -254,10 +254,11 @@ class TimmModel(FilledFromCheckpoint, BaseModule):
         out_indices: Sequence[int] | None = None,
         norm: bool | None = None,
         drop_path_rate: float = 0.0,
+        options: dict[str, Any] | None = None,
         init_cfg: dict | None = None,
-        **options: Any,
     ) -> None:
         super().__init__(init_cfg)
+        options = dict(options or {})
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         indices = None if out_indices is None else tuple(out_indices)
         self.taps = probe_timm(model_name, size, indices, norm, tuple(sorted(options.items())))

@@ -17,6 +17,21 @@ import torch
 from cae_seg.errors import UserError
 from cae_seg.models.pretrained.values import check_kinds
 
+
+class _Ignored:
+    """Stands for an object that is of no use here; takes any arguments and state, keeps none."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _ignored(*arguments: Any) -> None:
+    """Stand for a function that is not called."""
+
+
 # Types without behaviour that training scripts store beside the weights: arguments and numbers.
 INERT_TYPES = [
     argparse.Namespace,
@@ -27,6 +42,13 @@ INERT_TYPES = [
     np._core.multiarray.scalar,
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
+    # What mmengine's own tools keep next to the weights, histories of losses with methods, is read
+    # past: the names stand for things that do nothing.
+    (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
+    *((_ignored, f"{module}getattr") for module in ("", "builtins.", "__builtin__.")),
+    np.ndarray,
+    np._core.multiarray._reconstruct,
+    (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
 ]
 
 

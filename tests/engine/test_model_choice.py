@@ -1,0 +1,84 @@
+"""The model of a run by name: timm model, head, frozen backbone, in a config's own keys."""
+
+import pytest
+import torch
+
+from cae_seg.config_files import find_config
+from cae_seg.engine.build import build_model
+from cae_seg.engine.config import load_config
+from cae_seg.engine.job import Knobs
+from cae_seg.engine.weights import load_weights
+from cae_seg.errors import UserError
+
+DEMO = "upernet_cae_tiny_demo"
+
+
+def test_timm_model_and_head_replace_the_config_s_own():
+    options = {"model.timm": "vit_tiny_patch16_224", "model.head": "linear", "model.frozen": True}
+    config = load_config(DEMO, options)
+    assert config.model.backbone.type == "Frozen"
+    assert config.model.backbone.backbone.model_name == "vit_tiny_patch16_224"
+    assert config.model.decode_head.type == "LinearHead"
+    assert not {"timm", "head", "frozen"} & set(config.model)
+    model = build_model(config, 0, start=True).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 96, 96)).shape[:2] == (1, 150)
+
+
+def test_crop_size_and_options_reach_the_new_backbone():
+    options = {"model.timm": "vit_tiny_patch16_224", "model.backbone.drop_path_rate": 0.2}
+    config = load_config(DEMO, options, Knobs(crop_size=(64, 64)))
+    assert tuple(config.model.backbone.img_size) == (64, 64)
+    assert config.model.backbone.drop_path_rate == 0.2
+
+
+def test_file_may_name_the_model_too(tmp_path):
+    path = tmp_path / "probe.py"
+    base = find_config(DEMO).resolve()
+    path.write_text(f'_base_ = ["{base}"]\nmodel = dict(timm="resnet18", head="fcn")\n')
+    config = load_config(path)
+    assert config.model.backbone.model_name == "resnet18"
+    assert config.model.decode_head.in_channels == 512
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model.timm": "vit_tiny_patch16_225"}, "no such model in timm"),
+        ({"model.head": "unet"}, "head: unet: no such head"),
+        ({"model.frozen": "maybe"}, "model.frozen: 'maybe' is neither True nor False"),
+        ({"model.timm": "resnet18", "model.head": "setr_mla"}, "needs a plain vision transformer"),
+    ],
+)
+def test_choice_that_cannot_work_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        load_config(DEMO, options)
+
+
+def test_published_weights_are_loaded_under_their_own_names(tmp_path):
+    """As `cae-seg evaluate` does: XCiT's pyramid is part of the backbone in its own code."""
+    config = load_config(
+        "upernet_xcit_small_12_p16_160k_ade20k",
+        {"model.neck.embed_dim": 16, "model.decode_head.in_channels": [16] * 4}
+        | {"model.decode_head.channels": 16, "model.auxiliary_head.in_channels": 16},
+    )
+    config.model.backbone.options = {"embed_dim": 16, "num_heads": 2}
+    model = build_model(config, 0, start=False)
+    own = {n: torch.full_like(t, 0.5) for n, t in model.state_dict().items()}
+    rules = {
+        "neck.upsample_4x.": "backbone.fpn1.",
+        "neck.upsample_2x.": "backbone.fpn2.",
+        "backbone.model.pos_embed.": "backbone.pos_embeder.",
+        "backbone.model.": "backbone.",
+    }
+    published = {}
+    for name, value in own.items():
+        old, new = next(((o, n) for o, n in rules.items() if name.startswith(o)), ("", ""))
+        published[new + name.removeprefix(old)] = value
+    torch.save({"state_dict": published, "meta": {}}, tmp_path / "xcit.pth")
+    load_weights(model, tmp_path / "xcit.pth")
+    assert all((p == 0.5).all() for p in model.parameters())
+    del published["backbone.fpn2.0.weight"]
+    torch.save({"state_dict": published}, tmp_path / "half.pth")
+    with pytest.raises(UserError, match=r"half.pth: neck.upsample_2x.0.weight is missing"):
+        load_weights(model, tmp_path / "half.pth")
