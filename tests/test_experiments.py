@@ -151,7 +151,11 @@ MISTAKES = {
     "rate of a list": ("2e-4", "[1e-4]", r"is no learning rate"),
     "no rate": (", learning_rate: 2e-4", "", r"learning_rate: is missing"),
     "unknown key": ("learning_rate", "lerning_rate", r"lerning_rate: .*did you mean learning_rate"),
-    "backbone": ("ViT-B", "ViT-S", r"backbone: 'ViT-S' is not allowed; choose from ViT-B, ViT-L"),
+    "backbone": (
+        "ViT-B",
+        "ViT-S",
+        r"config: is missing; 'ViT-S' has no recipe of its own, only ViT-B, ViT-L",
+    ),
     "config": (
         "learning_rate",
         f"config: {PUBLISHED_2E_4[:-1]}5, learning_rate",

@@ -10,10 +10,10 @@ from cae_seg.config_files import ZOO_PREFIX, find_config, named_batch_size
 from cae_seg.errors import UserError
 from cae_seg.sheet.messages import nearest, reason
 from cae_seg.sheet.schema import (
+    BUILT_BY_CONFIG,
     MOST_RUNS,
     RECIPES,
     RESERVED_NAMES,
-    SIZES,
     Experiment,
     SheetFile,
 )
@@ -42,7 +42,13 @@ class _Configs:
 
     def find(self, row: Experiment) -> str:
         """Return the path of a row's config, relative to the repository."""
-        wanted = row.config or RECIPES[row.backbone]
+        wanted = row.config or row.recipe
+        if wanted is None:
+            raise RowError(
+                row.name,
+                f"config: is missing; {row.backbone!r} has no recipe of its own, only "
+                f"{', '.join(RECIPES)} and timm models have",
+            )
         if wanted in self._paths:
             return self._paths[wanted]
         if wanted.startswith(ZOO_PREFIX):
@@ -77,8 +83,11 @@ def resolve_rows(rows: Iterable[Experiment], root: Path) -> Iterator[Experiment]
 
 
 def _check_backbone(row: Experiment, stem: str) -> None:
-    for backbone, size in SIZES.items():
-        if f"_cae_{size}" in stem and backbone != row.backbone:
+    """Refuse a label that is not what a shipped config builds; `ViT-B/16` is a `ViT-B`."""
+    if row.timm:
+        return
+    for pattern, backbone in BUILT_BY_CONFIG.items():
+        if re.search(pattern, stem) and row.backbone.split("/")[0] != backbone:
             raise RowError(
                 row.name, f"backbone: {row.backbone!r} contradicts the config {stem} ({backbone})"
             )
@@ -108,7 +117,7 @@ def _checked_rate(row: Experiment, stem: str) -> str:
         raise RowError(
             row.name,
             f"learning_rate: {row.learning_rate} contradicts the config {stem}; "
-            f"leave `config` out to use the recipe {RECIPES[row.backbone]} with any rate",
+            f"leave `config` out to use the recipe {row.recipe} with any rate",
         )
     return row.learning_rate
 

@@ -34,6 +34,7 @@ from cae_seg.sheet.values import (
     check_sbatch_options,
     check_source,
     fill_pattern,
+    hub_url,
     is_url,
     number_of,
     one_or_many,
@@ -52,6 +53,26 @@ RECIPES = {
 
 SIZES = {"ViT-B": "base", "ViT-L": "large", "ViT-tiny": "tiny"}
 """How the names of config files call each backbone."""
+
+TIMM_RECIPES = {
+    False: "upernet_timm_512_slide_160k_ade20k",
+    True: "linear_timm_512_slide_40k_ade20k",
+}
+"""The config of rows with a timm model, by whether its weights are frozen."""
+
+BUILT_BY_CONFIG = {
+    r"_(cae|caev2|beit|mae|ibot|deit)_base_|_dinov[23]_base_": "ViT-B",
+    r"_(cae|caev2|beit)_large_|^setr_|_dinov[23]_large_": "ViT-L",
+    r"_dinov[23]_small_": "ViT-S",
+    r"_cae_tiny": "ViT-tiny",
+    r"_swin_tiny_": "Swin-T",
+    r"_swin_small_": "Swin-S",
+    r"_swin_base_": "Swin-B",
+    r"_xcit_small_12_": "XCiT-S12",
+    r"_xcit_small_24_": "XCiT-S24",
+    r"_xcit_medium_24_": "XCiT-M24",
+}
+"""What shipped configs build, by a pattern of their names."""
 
 RESERVED_NAMES = frozenset(
     {"benchmarks", "checkpoints", "demo", "figures", "logs", "mlflow", "pages", "sweep"}
@@ -80,9 +101,10 @@ _number_or_text = WithJsonSchema({"type": ["number", "string"]})
 LearningRate = Annotated[str, BeforeValidator(rate_text), _number_or_text]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(min_length=1), AfterValidator(check_source)]
+Checkpoint = Annotated[FileName, AfterValidator(hub_url)]
 FolderName = Annotated[str, Field(min_length=1), AfterValidator(check_folder_name)]
 OptionKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*$")]
-Backbone = Literal["ViT-B", "ViT-L", "ViT-tiny"]
+Backbone = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Epochs = Annotated[StrictInt, Field(ge=0, le=10**6)]
 Seed = Annotated[StrictInt, Field(ge=0, le=2**32 - 1)]
 Pixels = Annotated[StrictInt, Field(gt=0, le=10_000)]
@@ -189,6 +211,16 @@ class Settings(_Strict):
         description="height and width of training crops and test windows, or one number for both, "
         "pixels; the config's unless set",
     )
+    timm: Annotated[str, StringConstraints(pattern=r"^[\w.]+$")] | None = Field(
+        default=None,
+        description="timm model, with or without a tag, that replaces the config's backbone",
+    )
+    head: (
+        Literal["upernet", "linear", "linear_4", "setr_naive", "setr_pup", "setr_mla", "fcn"] | None
+    ) = Field(default=None, description="head that replaces the config's; upernet for a timm model")
+    frozen: StrictBool = Field(
+        default=False, description="train neck and head only; the backbone keeps its weights"
+    )
     gpus: StrictInt = Field(
         default=8,
         ge=0,
@@ -223,14 +255,16 @@ class Experiment(Settings):
     ] = Field(description="unique name; the results lie in a folder of this name")
     backbone: Backbone = Field(description="the backbone, as the table names it")
     pretraining_epochs: Epochs = Field(description="length of the pretraining, epochs")
-    checkpoint: FileName = Field(description="pretrained checkpoint: path or URL")
+    checkpoint: Checkpoint = Field(
+        description="pretrained checkpoint: path, URL, or hf:OWNER/NAME of the Hugging Face hub"
+    )
     checkpoint_sha256: Sha256 | None = Field(
         default=None, description="SHA-256 that the checkpoint must have (64 hex digits)"
     )
     config: FileName | None = Field(
         default=None,
         description="config: stem of a file under configs_local, or a path; "
-        "the backbone's recipe unless set",
+        "the recipe of the backbone or of timm models unless set",
     )
     learning_rate: LearningRate | None = Field(
         default=None,
@@ -241,15 +275,36 @@ class Experiment(Settings):
     )
 
     @property
+    def cores(self) -> int:
+        """CPU cores of a training on each node: what the row says, or eight per GPU."""
+        return self.cpus or max(2, 8 * self.gpus // self.nodes)
+
+    @property
+    def memory_mb(self) -> int:
+        """Memory of a training on each node, MB, unless `resources` says otherwise."""
+        return 8000 + 16000 * (self.gpus // self.nodes)
+
+    @property
     def stem(self) -> str:
         """Name of the config file without folder and suffix."""
-        return Path(self.config or RECIPES[self.backbone]).stem
+        return Path(self.config or self.recipe or "").stem
+
+    @property
+    def recipe(self) -> str | None:
+        """Config of a row that names none, or None where its backbone has no recipe."""
+        return TIMM_RECIPES[self.frozen] if self.timm else RECIPES.get(self.backbone)
+
+    @property
+    def model_options(self) -> dict[str, str]:
+        """What the row replaces in its config's model, as options."""
+        choice = {"timm": self.timm, "head": self.head, "frozen": self.frozen or None}
+        return {f"model.{key}": str(value) for key, value in choice.items() if value is not None}
 
     @property
     def recipe_changes(self) -> str:
         """What the row changes in its recipe besides the learning rate, as text."""
         knobs = ("iterations", "batch_size", "crop_size")
-        values = {key: getattr(self, key) for key in knobs} | self.options
+        values = {key: getattr(self, key) for key in knobs} | self.model_options | self.options
         texts = {
             key: " x ".join(str(part) for part in value) if isinstance(value, tuple) else value
             for key, value in values.items()
@@ -305,7 +360,7 @@ class Grid(Settings):
         ):
             fields = {
                 "backbone": backbone.lower().replace("-", "_"),
-                "size": SIZES[backbone],
+                "size": SIZES.get(backbone, backbone.lower().replace("-", "_")),
                 "epochs": epochs,
             }
             yield shared | {

@@ -62,6 +62,22 @@ def check_printable(value: Any) -> Any:
     return value
 
 
+def hub_url(source: str) -> str:
+    """Return the URL of a model's weights on the Hugging Face hub for `hf:OWNER/NAME`.
+
+    Any other source is returned as it is.
+
+    Raises:
+        ValueError: a name of another form.
+    """
+    if not source.startswith("hf:"):
+        return source
+    name = source.removeprefix("hf:")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise ValueError("is no model of the Hugging Face hub; write hf:OWNER/NAME")
+    return f"https://huggingface.co/{name}/resolve/main/model.safetensors"
+
+
 def is_url(source: str) -> bool:
     """Tell whether a source is to be downloaded."""
     return source.startswith(("http://", "https://"))

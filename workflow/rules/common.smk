@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 from cae_seg.engine.check_sheet import check_sheet
+from cae_seg.run.paths import RunFolder
 from cae_seg.run.provenance import code_fingerprint
 from cae_seg.errors import UserError
 from cae_seg.sheet.reading import Sheet, load_sheet
@@ -66,6 +67,8 @@ def data_source(wildcards) -> str:
 def inspection(found: Experiment) -> str:
     """Name the inspection of a row's checkpoint; rows of one checkpoint and config share it."""
     what = f"{found.checkpoint} {found.checkpoint_sha256} {found.config}"
+    if found.model_options:
+        what += f" {sorted(found.model_options.items())}"
     stem = re.sub(r"[^\w.-]", "_", Path(found.checkpoint).stem)[:80].lstrip("-.")
     return f"{stem}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
@@ -76,6 +79,12 @@ INSPECTED = {inspection(found): found for found in SHEET.experiments}
 def inspected(wildcards) -> str:
     """Return the inspection that a run needs."""
     return f"<results>/checkpoints/{inspection(row(wildcards))}.json"
+
+
+def model_options(wildcards) -> list[str]:
+    """Return what the rows of an inspected checkpoint replace in their config's model."""
+    options = INSPECTED[wildcards.checkpoint].model_options
+    return [f"--cfg-options={key}={value}" for key, value in options.items()]
 
 
 def checkpoint_file(wildcards) -> list[str]:
@@ -105,7 +114,8 @@ def flag(name: str, value) -> list[str]:
 def recipe_options(wildcards) -> list[str]:
     """Return what a row changes in its config beyond the learning rate."""
     found = row(wildcards)
-    pairs = [f"--cfg-options={key}={value}" for key, value in found.options.items()]
+    options = found.model_options | found.options
+    pairs = [f"--cfg-options={key}={value}" for key, value in options.items()]
     crop = ["--crop-size", *map(str, found.crop_size)] if found.crop_size else []
     return [
         *flag("deterministic", found.deterministic),
@@ -158,6 +168,17 @@ def row_resource(key: str, otherwise=None):
     return value
 
 
+def error_file(wildcards, rulename) -> str:
+    """Return where a job keeps a user's mistake, which the executor does not try again."""
+    folder = SHEET.run_folder(wildcards.experiment, wildcards.seed)
+    return str(RunFolder(folder).error_file(rulename))
+
+
+def attempt_number(wildcards, attempt) -> int:
+    """Return which attempt of this start of Snakemake a job is."""
+    return attempt
+
+
 def site_resources() -> dict:
     """Return the resources that name a part of the cluster, from the row or the profile."""
     keys = ("slurm_partition", "slurm_account", "qos", "constraint", "slurm_extra")
@@ -183,15 +204,13 @@ def gres(wildcards, input, attempt, threads, rulename, async_run) -> str | None:
 
 
 def cpus(wildcards) -> int:
-    """Return the cores of a training: what the row says, or eight a GPU."""
-    found = row(wildcards)
-    return found.cpus or max(2, 8 * found.gpus // found.nodes)
+    """Return the cores of a training."""
+    return row(wildcards).cores
 
 
 def memory(wildcards) -> int:
     """Return the memory of a training on one node, MB."""
-    found = row(wildcards)
-    return 8000 + 16000 * (found.gpus // found.nodes)
+    return row(wildcards).memory_mb
 
 
 def work_weights(wildcards, input) -> str:

@@ -54,8 +54,9 @@ rule inspect_checkpoint:
         source=lambda wildcards: INSPECTED[wildcards.checkpoint].checkpoint,
         config=lambda wildcards: INSPECTED[wildcards.checkpoint].config,
         sha256=lambda wildcards: flag("sha256", INSPECTED[wildcards.checkpoint].checkpoint_sha256),
+        model=model_options,
     message:
         "Inspect the checkpoint {params.source}"
     shell:
         "cae-seg prepare checkpoint --config={params.config:q} {params.sha256:q}"
-        " --out={output.report:q} -- {params.source:q} 2>&1 | tee {log:q}"
+        " {params.model:q} --out={output.report:q} -- {params.source:q} 2>&1 | tee {log:q}"

@@ -21,6 +21,7 @@ def load_pretrained(model: nn.Module, path: str | Path) -> Report:
         UserError: the file cannot be read safely, is of another architecture, or does not fill
             the backbone; the model is then unchanged.
     """
+    model = getattr(model, "body", model)  # of a frozen backbone
     state, report = convert(load_checkpoint_file(path), model, source=str(path))
     model.load_state_dict(state, strict=False)
     return report
