@@ -1,3 +1,6 @@
 """Fine-tune pretrained ViT checkpoints for ADE20K semantic segmentation and compare the results."""
 
+from cae_seg.api import load
+
+__all__ = ["load"]
 __version__ = "0.1.0"

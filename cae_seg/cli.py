@@ -43,13 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _run_once(options: argparse.Namespace) -> int | None:
+    """Run a command of the workflow; a user's mistake fails its retries at once."""
+    from cae_seg.launch.retry import final_errors
+
+    with final_errors(options.error_file, options.attempt):
+        return options.run(options)
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     """Run one command; the one place that catches what nobody foresaw."""
     options, unknown = build_parser().parse_known_args(arguments)
     if unknown:
         raise UserError(f"unrecognised {unknown[0]!r}{_nearest_option(unknown[0], options.parser)}")
     try:
-        return options.run(options) or 0
+        run = _run_once if getattr(options, "error_file", None) else options.run
+        return run(options) or 0
     except (UserError, BrokenPipeError):
         raise
     except (Exception, SystemExit) as error:  # a config is a program and may call sys.exit
@@ -90,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_train,
         _add_evaluate,
         _add_predict,
+        _add_export,
         _add_summarise,
         _add_track,
         _add_table,
@@ -245,6 +255,10 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help=f"manifest (default: {DATA})")
     parser.add_argument("--name", help="experiment, as the sheet names it")
     parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--attempt", type=int, default=1, help="of the workflow, from 1")
+    parser.add_argument(
+        "--error-file", type=Path, help="keeps a mistake of the user's, which no retry can help"
+    )
 
 
 def _add_train(commands: Any) -> None:
@@ -398,6 +412,36 @@ def _predict(options: argparse.Namespace) -> None:
         options.weights, options.inputs, options.out, config=options.config, device=options.device
     )
     print(f"{len(maps)} label map(s) and painted image(s) in {options.out}")
+
+
+def _add_export(commands: Any) -> None:
+    parser = _add(commands, "export", _export, "write fine-tuned weights for use elsewhere")
+    parser.add_argument("weights", type=Path, help="weights.pth of a finished run")
+    parser.add_argument(
+        "--format",
+        choices=["onnx", "mmseg"],
+        default="onnx",
+        help="onnx: one file, checked by onnxruntime; mmseg: checkpoint and config for"
+        " mmsegmentation's init_model",
+    )
+    parser.add_argument("--out", type=Path, help="default: model.onnx, or the folder mmseg_model")
+    parser.add_argument("--config", type=Path, help="default: the one saved in the weights")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from cae_seg.engine.export import export_mmseg, export_onnx
+    from cae_seg.files import check_output_file, check_writable
+
+    if options.format == "onnx":
+        out = options.out or Path("model.onnx")
+        check_output_file(out)
+        difference = export_onnx(options.weights, out, config=options.config)
+        print(f"{out}: logits within {difference:.1e} of torch's, relative to the largest")
+    else:
+        out = options.out or Path("mmseg_model")
+        check_writable(out)
+        checkpoint, config = export_mmseg(options.weights, out, config=options.config)
+        print(f"mmseg.apis.init_model({str(config)!r}, {str(checkpoint)!r})")
 
 
 def _add_summarise(commands: Any) -> None:

@@ -146,6 +146,8 @@ def _metrics(
                 dataset.metainfo["classes"], found["IoU"], found["Acc"], strict=True
             )
         ],
+        # A text per true class, pixels by predicted class: as numbers it would be a line each.
+        "confusion": [" ".join(map(str, row)) for row in metric.counts.tolist()],
         "images": len(dataset),
         "seconds": seconds,
         "weights_sha256": sha256_file(job.weights),

@@ -1,28 +1,17 @@
 """Paint the segmentation of any images, with the names of what was found."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from mmengine.config import Config
-from mmengine.dataset import Compose
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from torch import nn
 
 from cae_seg.data.images import read_image
 from cae_seg.data.visualize import paint_panel
-from cae_seg.engine.acceleration import accelerate
-from cae_seg.engine.build import build_model
-from cae_seg.engine.config import load_config
+from cae_seg.engine.segmenter import Segmenter, open_segmenter
 from cae_seg.engine.validate import check_checkpoint
-from cae_seg.engine.weights import load_weights
-from cae_seg.engine.weights_config import config_of_weights
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_writer, check_output_file, check_writable
-from cae_seg.machine import count_gpus, place
-from cae_seg.models.pretrained.reading import load_checkpoint_file
 from cae_seg.progress import progress
 from cae_seg.run.logs import Voice, separate_logs
 
@@ -58,34 +47,18 @@ def predict(
     check_checkpoint(weights)
     paths = _images(inputs)
     _check_outputs(paths, out)
-    kind = place(device, None, count_gpus()).kind
     with separate_logs(speak=True):
-        settings = _config(weights, config)
-        accelerate(settings)
-        model = build_model(settings, 0, start=False)
-        load_weights(model, weights)
-        model.to(kind).eval()
-        pipeline = _pipeline(settings)
-        names = _class_names(settings)
+        segmenter = open_segmenter(weights, config=config, device=device)
         with progress(paths, "predict", "images", stream=Voice()) as bar:
-            return [_predict_one(model, pipeline, names, path, out) for path in bar]
+            return [_predict_one(segmenter, path, out) for path in bar]
 
 
-def _predict_one(
-    model: nn.Module, pipeline: Compose, names: tuple[str, ...], path: Path, out: Path
-) -> Path:
+def _predict_one(segmenter: Segmenter, path: Path, out: Path) -> Path:
     image = read_image(path)
-    try:
-        item = pipeline({"img": image[..., ::-1].copy(), "img_path": str(path)})
-    except Exception as error:  # OpenCV refuses sizes that round to no pixel at all
-        high, wide = image.shape[:2]
-        raise UserError(f"{path}: {wide}×{high} cannot be resized; crop it") from error
-    with torch.inference_mode():
-        batch = {"inputs": [item["inputs"]], "data_samples": [item["data_samples"]]}
-        labels = model.test_step(batch)[0].pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+    labels = segmenter.predict(path)
     target, panel = _outputs(path, out)
     _write(labels + 1, target)
-    _write(paint_panel(image, None, labels, names), panel)
+    _write(paint_panel(image, None, labels, segmenter.classes), panel)
     return target
 
 
@@ -138,27 +111,6 @@ def _is_ours(path: Path) -> bool:
             return picture.info.get("Software") == SIGNATURE
     except Exception:  # any other file, damaged or not
         return False
-
-
-def _config(weights: Path, config: Path | None) -> Config:
-    """Return the config given, or the one that a training of ours has kept in its weights."""
-    if config is not None:
-        return load_config(config, {})
-    return config_of_weights(weights, load_checkpoint_file(weights))
-
-
-def _pipeline(config: Config) -> Compose:
-    """Return the test pipeline without reading files and annotations."""
-    steps = config.val_dataloader.dataset.pipeline
-    kept = [s for s in steps if s["type"] not in ("LoadImageFromFile", "LoadAnnotations")]
-    return Compose([{"type": "LoadImageFromNDArray"}, *kept])
-
-
-def _class_names(config: Config) -> tuple[str, ...]:
-    from mmseg.registry import DATASETS
-
-    dataset: Any = DATASETS.get(config.val_dataloader.dataset.type)
-    return dataset.METAINFO["classes"]
 
 
 def _write(picture: np.ndarray, path: Path) -> None:

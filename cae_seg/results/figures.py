@@ -100,7 +100,8 @@ def _of_best_run(
     metrics: dict[str, Any] = read_json(run["folder"] / "metrics.json")
     if metrics.get("confusion"):
         names = [entry["name"] for entry in metrics["per_class"]]
-        yield "confusion", draw_confusion(metrics["confusion"], names, _name(run), size)
+        counts = [[int(pixels) for pixels in row.split()] for row in metrics["confusion"]]
+        yield "confusion", draw_confusion(counts, names, _name(run), size)
     panels = _last_panels(RunFolder(run["folder"]))
     if panels:
         yield "predictions", draw_panels(panels, size)

@@ -122,6 +122,24 @@ def tags(facts: dict[str, Any], labels: dict[str, Any], sheet: Path | None) -> d
     return {key: str(value)[:5000] for key, value in values.items() if value is not None}
 
 
+def dataset_input(data: dict[str, Any]) -> Any:
+    """Return the data set of a run as MLflow's dataset input.
+
+    Args:
+        data: of the run's facts: fingerprint, root, images by split.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    dataset = Dataset(
+        name=Path(data.get("root") or "data").name,
+        digest=data["fingerprint"][:36],  # MLflow's limit
+        source_type="local",
+        source=json.dumps({"uri": data.get("root")}),
+        profile=json.dumps({"images": data.get("images")}),
+    )
+    return DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", "training")])
+
+
 def labels_of(facts: dict[str, Any], sheet: Path | None) -> dict[str, Any]:
     """Return what the sheet says of a run; nothing if the run is not in it."""
     if sheet is None or facts.get("experiment") is None:

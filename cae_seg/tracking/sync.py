@@ -30,12 +30,14 @@ from cae_seg.tracking.describe import (
     IDENTITY,
     Point,
     curve_points,
+    dataset_input,
     final_points,
     labels_of,
     parameters,
     run_name,
     tags,
 )
+from cae_seg.tracking.models import NAME, write_model
 from cae_seg.tracking.store import (
     StoreUnavailable,
     ensure_store,
@@ -272,6 +274,8 @@ class Delivery:
             run_name=run_name(facts),
         )
         self.run_id = run.info.run_id
+        if facts.get("data"):
+            self._client.log_inputs(self.run_id, datasets=[dataset_input(facts["data"])])
 
     def _describe(self, facts: dict[str, Any], record: Record) -> None:
         from mlflow.entities import Param, RunTag
@@ -318,6 +322,9 @@ class Delivery:
     def _send_files(self, facts: dict[str, Any], metrics: dict[str, Any] | None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             artifacts.gather(self.run, facts, metrics, Path(folder))
+            weights = self.run.work / "weights.pth"
+            if self.run.finished and weights.is_file():
+                write_model(weights, Path(folder) / NAME)
             self._client.log_artifacts(self.run_id, folder)
 
     def _send_panels(self) -> None:

@@ -102,7 +102,7 @@ def test_the_most_confused_classes_are_drawn_as_shares(sheet, tmp_path):
     counts[np.arange(149), np.arange(149)] = 1000
     counts[3, 5] = 3000
     folder = sheet.run_folder("vit_b_1600_lr1e-4", 0)
-    evaluate_run(folder, miou=50.3, confusion=counts.tolist())
+    evaluate_run(folder, miou=50.3, confusion=[" ".join(map(str, row)) for row in counts.tolist()])
     assert tmp_path / "out/confusion.svg" in write_figures(sheet, tmp_path / "out")
     texts = svg_texts(tmp_path / "out/confusion.svg")
     for word in ("class 3", "class 5", "true class", "the 25 classes with most wrong pixels"):
