@@ -1,10 +1,11 @@
 # make demo   the whole workflow on generated data, from nothing but CPython 3.11
 # make test   format, lint, workflow checks and all tests, SLURM included
+# make chaos  20 sequences of random faults on a test cluster (two hours on two cores)
 # make ui     the MLflow UI on this machine
 # make bench  stock mmsegmentation against cae-seg, into docs/benchmarks.md
 # make install TORCH=cpu         PyTorch's build for a platform: cpu, cu126, cu128, cu130, …
 # make test-python PY=3.12       the fast tests on another Python, in an environment of its own
-.PHONY: install test-python demo test lint test-tools fast-test slow-test format ui bench
+.PHONY: install test-python demo test lint test-tools fast-test slow-test chaos format ui bench
 
 SHELL := /bin/bash
 VENV := .venv
@@ -55,6 +56,9 @@ fast-test:
 
 slow-test:
 	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadgroup
+
+chaos: install test-tools
+	CAE_SEG_CHAOS=20 pytest -s -v tests/slurm/test_chaos.py
 
 format: install
 	ruff format .

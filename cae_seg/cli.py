@@ -43,13 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _run_once(options: argparse.Namespace) -> int | None:
+    """Run a command of the workflow; a user's mistake fails its retries at once."""
+    from cae_seg.launch.retry import final_errors
+
+    with final_errors(options.error_file, options.attempt):
+        return options.run(options)
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     """Run one command; the one place that catches what nobody foresaw."""
     options, unknown = build_parser().parse_known_args(arguments)
     if unknown:
         raise UserError(f"unrecognised {unknown[0]!r}{_nearest_option(unknown[0], options.parser)}")
     try:
-        return options.run(options) or 0
+        run = _run_once if getattr(options, "error_file", None) else options.run
+        return run(options) or 0
     except (UserError, BrokenPipeError):
         raise
     except (Exception, SystemExit) as error:  # a config is a program and may call sys.exit
@@ -246,6 +255,10 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help=f"manifest (default: {DATA})")
     parser.add_argument("--name", help="experiment, as the sheet names it")
     parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--attempt", type=int, default=1, help="of the workflow, from 1")
+    parser.add_argument(
+        "--error-file", type=Path, help="keeps a mistake of the user's, which no retry can help"
+    )
 
 
 def _add_train(commands: Any) -> None:

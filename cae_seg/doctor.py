@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cae_seg.errors import UserError
 from cae_seg.sheet.reading import Sheet, load_sheet
+from cae_seg.site_checks import check_site
 
 PACKAGES = {
     "torch": "torch",
@@ -77,6 +78,9 @@ def _sheet(path: Path) -> Iterator[Check]:
     yield from _checkpoints(sheet)
     yield _data(sheet)
     yield _disk(sheet)
+    if shutil.which("sbatch") and _slurm().status == "ok":
+        for good, text in check_site(sheet):
+            yield Check("ok" if good else "MISSING", text, "" if good else "docs/slurm.md")
 
 
 def _package(name: str) -> Check:

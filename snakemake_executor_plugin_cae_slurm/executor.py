@@ -1,6 +1,7 @@
 """The executor: submit, watch and cancel jobs by number."""
 
 import asyncio
+import contextlib
 import os
 import re
 import shlex
@@ -81,6 +82,8 @@ class Executor(slurm.Executor):
             self._report_job_error_threadsafe(SubmittedJobInfo(job), f"not submitted: {error}. ")
 
     def _submit(self, job: JobExecutorInterface) -> None:
+        if (file := job.resources.get("no_retry_file")) and job.attempt == 1:
+            Path(file).unlink(missing_ok=True)  # of an earlier start
         name = job_name(job, self.workflow.workdir_init, self._prefix())
         self._make_way(job, name)
         logfile = self._logfile(job)
@@ -103,7 +106,7 @@ class Executor(slurm.Executor):
         self._reported.pop("submission", None)
         logfile = Path(str(logfile).replace("%j", number))
         self.logger.info(f"{describe(job)}: SLURM job {number}, {name} (log: {logfile})")
-        aux = {"slurm_logfile": logfile, "cluster": cluster or cluster_of(job)}
+        aux = {"slurm_logfile": logfile, "cluster": cluster or cluster_of(job), "name": name}
         self._report_job_submission_threadsafe(SubmittedJobInfo(job, number, aux))
 
     def _command(self, job: JobExecutorInterface, name: str, logfile: Path) -> str:
@@ -140,17 +143,20 @@ class Executor(slurm.Executor):
     def _prefix(self) -> str:
         return self.workflow.executor_settings.jobname_prefix or ""
 
-    def _make_way(self, job: JobExecutorInterface, name: str) -> None:
+    def _make_way(self, job: JobExecutorInterface, name: str, own: str | None = None) -> None:
         """Cancel pending jobs of an earlier Snakemake for the same outputs; report running ones."""
         cluster = cluster_of(job)
         for number, state in commands.jobs_named(name, cluster).items():
+            if number == own:
+                continue
             if state.word == "PENDING":
                 commands.ask("scancel", number, cluster=cluster)
                 self.logger.info(f"{describe(job)}: replaces the pending SLURM job {number}")
             elif state.word != "COMPLETING":
-                self.logger.warning(
+                self._say_once(
+                    name,
                     f"{describe(job)}: SLURM job {number} of an earlier start still runs; the new "
-                    "job waits for it in the queue"
+                    "job waits for it in the queue",
                 )
 
     def _handle_refusal(self, job: JobExecutorInterface, errors: str) -> None:
@@ -181,6 +187,10 @@ class Executor(slurm.Executor):
     def _give_up(self, job: JobExecutorInterface, reason: str) -> None:
         """Report an error that no retry can help; retries of Snakemake's end here at once."""
         self._hopeless[job] = reason
+        if file := job.resources.get("no_retry_file"):
+            with contextlib.suppress(OSError):
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
+                Path(file).write_text(f"{reason}\n")
         self._report_job_error_threadsafe(SubmittedJobInfo(job), reason)
 
     def print_job_error(self, job_info: SubmittedJobInfo, msg: str | None = None, **kwargs) -> None:
@@ -297,6 +307,8 @@ class Executor(slurm.Executor):
         number, cluster = info.external_jobid, info.aux.get("cluster")
         if state.reason in REQUEUED_HELD:
             commands.ask("scontrol", "release", number, cluster=cluster)
+        elif state.reason == "Dependency" and "name" in info.aux:
+            self._make_way(info.job, info.aux["name"], own=number)
         elif not ORDINARY.match(state.reason):
             self._say_once(
                 number, f"{describe(info.job)}: SLURM job {number} does not start: {state.reason}"

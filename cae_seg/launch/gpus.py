@@ -63,18 +63,22 @@ def lease_folder() -> Path:
     """Return the user's folder of lock files, the same for all logins on this machine.
 
     Raises:
-        UserError: someone else owns it.
+        UserError: it is a link, another user's, or writable for everyone.
     """
     given = os.environ.get("CAE_SEG_LEASE_DIR")
     # Neither TMPDIR nor XDG_RUNTIME_DIR: a run from cron has others than one from a login.
     folder = Path(given) if given else Path("/tmp") / f"cae-seg-gpus-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
+        status = folder.lstat()
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror})") from error
-    if status.st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{folder}: is no folder, or a link to one; set CAE_SEG_LEASE_DIR")
+    if status.st_uid != os.getuid():
         raise UserError(f"{folder}: belongs to another user; set CAE_SEG_LEASE_DIR")
+    if status.st_mode & stat.S_IWOTH:
+        raise UserError(f"{folder}: every user may write there; run chmod o-w {folder}")
     return folder
 
 

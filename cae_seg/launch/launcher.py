@@ -14,21 +14,20 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from cae_seg.crash import report_traceback
 from cae_seg.engine.job import CRASHED, STOPPED, USER_ERROR, EvaluateJob, Job, TrainJob
 from cae_seg.errors import UserError
 from cae_seg.launch import rank
 from cae_seg.launch.gpus import lease_gpus
-from cae_seg.launch.slurm import allocated_nodes, go_back_to_queue
+from cae_seg.launch.scratch import scratch_folder
+from cae_seg.launch.slurm import allocated_nodes, go_back_to_queue, requeue_job
 from cae_seg.machine import Placement, count_gpus, place
 from cae_seg.run.deadline import StopRequest, stop_on_signals
 from cae_seg.run.failure import recording_failure
-from cae_seg.run.work_dir import LOCK_SECONDS, WorkDir
+from cae_seg.run.work_dir import LOCK_SECONDS, Busy, WorkDir
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +47,17 @@ def launch_train(job: TrainJob) -> int:
         UserError: a mistake of the user's, found here or by a rank.
     """
     if ENDPOINT in os.environ:  # on a node of several; the first launcher records failures
-        code = _launch(job)
-    else:
-        with recording_failure(job.work_dir):
+        return _launch(job)
+    with recording_failure(job.work_dir):
+        try:
             WorkDir(job.work_dir).await_other_writer(_patience(job))
-            code = _launch(job)
+        except Busy as error:
+            # A node that SLURM gave up may still be at work; waiting for it must not use GPUs.
+            if not requeue_job():
+                raise
+            logger.warning("%s; the SLURM job returns to the queue", error)
+            return STOPPED
+        code = _launch(job)
     if code == STOPPED:
         go_back_to_queue(job.work_dir / "record.jsonl")
     return code
@@ -151,19 +156,19 @@ def _prepare_environment(job: Job, placement: Placement) -> None:
 
 def _launch_ranks(job: Job, placement: Placement) -> int:
     """Start the ranks of this node through torchrun's agent and wait for them."""
-    with tempfile.TemporaryDirectory(prefix="cae-seg-") as folder:
+    with scratch_folder() as folder:
         os.environ.update(
             {
                 rank.JOB: _encoded(job),
                 rank.DEVICE: placement.kind,
-                rank.OUTCOMES: folder,
+                rank.OUTCOMES: str(folder),
                 rank.PARENT: str(os.getpid()),
             }
         )
         request = StopRequest()
         with stop_on_signals(request):
             exits = _run_agent(job, placement, request)
-        return _verdict(rank.read_outcomes(Path(folder)), exits, request, placement)
+        return _verdict(rank.read_outcomes(folder), exits, request, placement)
 
 
 def _encoded(job: Job) -> str:

@@ -79,7 +79,7 @@ def main() -> int:
     anything else for a failure and kill the ranks that are still on their way out.
     """
     _die_with_parent()
-    request = StopRequest()
+    request = StopRequest(patient=True)
     with stop_on_signals(request):
         try:
             code, message = run(decode(os.environ[JOB]), os.environ[DEVICE], request), ""

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from cae_seg.errors import UserError
+from cae_seg.run.deadline import ask_slurm as ask
 from cae_seg.run.paths import read_record
 
 logger = logging.getLogger(__name__)
@@ -29,18 +30,27 @@ def go_back_to_queue(record: Path) -> bool:
     Returns:
         Whether SLURM has taken the job back.
     """
+    return _advanced(record) and requeue_job()
+
+
+def requeue_job() -> bool:
+    """Put the SLURM job of this process back into the queue, if our executor started it.
+
+    Returns:
+        Whether SLURM has taken the job back.
+    """
     job = os.environ.get("SLURM_JOB_ID")
-    if not (job and os.environ.get(REQUEUE)) or not _advanced(record):
+    if not (job and os.environ.get(REQUEUE)):
         return False
     try:
-        if _ask("squeue", "--noheader", "--format=%T", f"--jobs={job}").strip() != "RUNNING":
+        if ask("squeue", "--noheader", "--format=%T", f"--jobs={job}").strip() != "RUNNING":
             return False
-        _ask("scontrol", "requeue", job)
+        ask("scontrol", "requeue", job)
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip()
-        logger.warning("SLURM does not take job %s back (%s); Snakemake may retry", job, said)
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        logger.warning("SLURM does not requeue job %s (%s); Snakemake may retry it", job, reason)
         return False
-    logger.info("SLURM job %s goes back into the queue and will go on from here", job)
+    logger.info("SLURM job %s returns to the queue and will resume from here", job)
     return True
 
 
@@ -56,7 +66,7 @@ def allocated_nodes() -> int:
     if not job:
         return 1
     try:
-        return int(_ask("squeue", "--noheader", "--format=%D", f"--jobs={job}"))
+        return int(ask("squeue", "--noheader", "--format=%D", f"--jobs={job}"))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise UserError(f"SLURM job {job}: squeue does not say how many nodes it has") from error
 
@@ -67,7 +77,3 @@ def _advanced(record: Path) -> bool:
     begins = [event["iteration"] for event in events if event["event"] in ("start", "resume")]
     stops = [event["iteration"] for event in events if event["event"] == "stop"]
     return bool(begins and stops) and stops[-1] > begins[-1]
-
-
-def _ask(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout

@@ -1,27 +1,25 @@
 """How far a run is, read from its files: from any machine that sees the results folder."""
 
-import contextlib
-import fcntl
-import json
 import math
 import os
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from cae_seg.errors import UserError
 from cae_seg.run.failure import read_failure
 from cae_seg.run.paths import Record, RunFolder
+from cae_seg.run.work_dir import WorkDir
 from cae_seg.sheet.reading import Sheet
 from cae_seg.sheet.schema import Experiment
 
 STATES = ("failed", "running", "stopped", "queued", "trained", "finished")
 """Every state, in the order in which a person wants to see them."""
 
-# A run on another machine whose locks do not reach this one counts as running for so long after
-# the last line of its record, seconds.
+# A run of which neither the lock nor SLURM tells whether it lives counts as running for so long
+# after the last line of its record, seconds.
 SILENT_SECONDS = 900.0
 SPEED_LINES = 20
 
@@ -86,9 +84,9 @@ def run_state(
         return RunState(row.name, seed, "finished", iterations or 0, iterations, **scored)
     run = RunFolder(sheet.run_folder(row.name, seed))
     record = run.record()
-    owner = _owner(run)
+    owner = WorkDir(run.work).last_writer()
     log = _newest_log(sheet, row.name, seed)
-    state, error = _state(run, record, owner, log, now)
+    state, error = _state(run, record, log, now)
     last = list(record.evaluations.values())[-1:]
     jobs = facts.get("slurm_job_ids") or [owner.get("slurm_job_id")]
     return RunState(
@@ -111,56 +109,52 @@ def run_state(
 def read_results(
     sheet: Sheet, row: Experiment, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return facts and final evaluation of a run of a sheet."""
+    """Return facts (empty if they are lost) and final evaluation of a run of a sheet."""
     run = RunFolder(sheet.run_folder(row.name, seed))
-    return (run.facts() if run.exists else {}), run.metrics()
+    try:
+        return (run.facts() if run.exists else {}), run.metrics()
+    except UserError:
+        if run.finished:
+            raise
+        return {}, None
 
 
 def _state(
-    run: RunFolder, record: Record, owner: dict[str, Any], log: Path | None, now: float
+    run: RunFolder, record: Record, log: Path | None, now: float
 ) -> tuple[str, str | None]:
-    if _is_held(run):
+    held = WorkDir(run.work).has_writer()
+    if held:
         return "running", None
     failure = read_failure(run.work)
     if failure is not None and failure["time"] >= (record.last_time or 0):
         return "failed", failure["error"]
+    if run.errors:
+        return "failed", _last_line(run.errors[-1])
     if run.finished:
         return "trained", None
     if record.events and record.events[-1]["event"] in ("stop", "finish"):
         return "stopped", None
     if run.exists:
-        elsewhere = owner.get("host") != socket.gethostname()
         young = now - (record.last_time or -math.inf) < SILENT_SECONDS
         silent = "ended without a message; see the log"
-        return ("running", None) if elsewhere and young else ("failed", _last_line(log) or silent)
+        return ("running", None) if held is None and young else ("failed", _last_line(log) or silent)
     if log is None:
         return "queued", None
     begins = now - log.stat().st_mtime < SILENT_SECONDS and not _is_error(_last_line(log))
     return ("running", None) if begins else ("failed", _last_line(log))
 
 
-def _is_held(run: RunFolder) -> bool:
-    """Say whether a process holds the lock of the run's work folder."""
-    try:
-        with (run.work / "writer.lock").open() as stream:
-            fcntl.lockf(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
-def _owner(run: RunFolder) -> dict[str, Any]:
-    """Return what the last owner of the lock noted: host, pid, since, slurm_job_id."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((run.work / "writer.lock").read_text())
-    return {}
-
-
 def _newest_log(sheet: Sheet, name: str, seed: int) -> Path | None:
     logs = [p for p in (sheet.results / "logs").glob(f"*/{name}_seed{seed}.log") if p.exists()]
     return max(logs, key=os.path.getmtime, default=None)
+
+
+def preparation_error(sheet: Sheet) -> str | None:
+    """Return the error of the data or of a checkpoint of a sheet that runs wait for, if any."""
+    logs = [sheet.results / "logs/prepare_data/data.log"]
+    logs += sorted(sheet.results.glob("logs/inspect_checkpoint/*.log"))
+    errors = ((log, _last_line(log)) for log in logs if log.is_file())
+    return next((f"{line}; log {log}" for log, line in errors if _is_error(line)), None)
 
 
 def _last_line(log: Path | None) -> str | None:

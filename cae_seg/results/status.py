@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from cae_seg.progress import duration, run_label
 from cae_seg.results.collect import Sheets, open_sheets
-from cae_seg.results.run_state import STATES, RunState, sheet_states
+from cae_seg.results.run_state import STATES, RunState, preparation_error, sheet_states
 from cae_seg.sheet.reading import Sheet
 
 HEAD = ("Run", "State", "Iteration", "Loss", "mIoU", "Images/s", "ETA", "Node", "Job")
@@ -73,14 +73,29 @@ def totals(states: Sequence[RunState], now: float) -> str:
     return f"{len(states)} runs: {', '.join(parts)}"
 
 
-def unfinished(sheet: Sheet) -> list[str]:
-    """Return what to read after a workflow has failed: each run that began and is not finished."""
+def unfinished(sheet: Sheet, command: str = "the same command") -> list[str]:
+    """Return what to read after a workflow has failed: each run without a result, and why.
+
+    Args:
+        sheet: what was to be run.
+        command: that resumes the workflow.
+    """
     states = sheet_states([sheet], time.time())
     lines = failures(states)
     for state in states:
-        if state.state == "stopped":
-            label = run_label(state.experiment, state.seed)
-            lines.append(f"{label} stopped at iteration {state.iteration} of {state.iterations}")
+        if state.state not in ("failed", "finished"):
+            lines.append(f"{run_label(state.experiment, state.seed)} {_not_done(sheet, state)}")
     if lines:
-        lines.append("Run the same command again to resume: finished steps are not repeated.")
+        lines.append(f"Run {command} again to resume: finished steps are not repeated.")
     return lines
+
+
+def _not_done(sheet: Sheet, state: RunState) -> str:
+    """Return how far a run without a result is, or what kept it from starting."""
+    if state.state == "queued":
+        cause = preparation_error(sheet)
+        return f"not started: {cause}" if cause else "not started"
+    if state.iterations is None or state.state == "trained":
+        return f"{state.state}, not evaluated" if state.state == "trained" else state.state
+    log = f"; log {state.log}" if state.log else ""
+    return f"{state.state} at iteration {state.iteration} of {state.iterations}{log}"

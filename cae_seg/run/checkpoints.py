@@ -1,17 +1,19 @@
-"""Checkpoints that survive: written aside, flushed to the disk, renamed; read back with doubt.
+"""Crash-safe checkpoints: temporary file, fsync, rename; verified before they are loaded.
 
-`torch.load` runs with `weights_only=True` throughout: a checkpoint holds tensors and plain values.
+A checkpoint is an ordinary file of `torch.save` whose zip comment holds a checksum of all bytes
+before it: the checksums of the zip format itself leave its headers out. `torch.load` runs with
+`weights_only=True` throughout: a checkpoint holds tensors and plain values.
 """
 
 import contextlib
+import io
 import logging
 import re
 import time
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -23,6 +25,9 @@ from cae_seg.run.metrics_log import RecordWriter
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"iter_(\d+)\.pth")
+_COMMENT = re.compile(rb"cae-seg crc32 ([0-9a-f]{8})")
+_COMMENT_BYTES = 22
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,13 @@ class Checkpoints:
         state = to_cpu(state)
         try:
             with atomic_writer(path) as stream:
-                torch.save(state, stream)
+                save_checked(state, stream)
             size = path.stat().st_size
         except (OSError, RuntimeError, UserError) as error:
             self._warn(
                 iteration,
                 f"{path}: cannot be written ({_reason(error)}); "
-                "the older checkpoints stay and the run goes on",
+                "the older checkpoints stay and the run continues",
             )
             return None
         saved = Saved(iteration, size, time.monotonic() - begin)
@@ -82,7 +87,7 @@ class Checkpoints:
                 verify(path)
                 return path
             except UserError as error:
-                self._warn(iteration, f"{error}; going on from the one before")
+                self._warn(iteration, f"{error}; using the checkpoint before it")
                 with contextlib.suppress(OSError):
                     path.rename(path.with_suffix(".damaged"))
         return None
@@ -103,9 +108,7 @@ class Checkpoints:
             self.folder.rmdir()
 
     def _found(self) -> list[tuple[int, Path]]:
-        """List iteration and path, newest first."""
-        names = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("iter_*.pth"))
-        return sorted(((int(match[1]), path) for match, path in names if match), reverse=True)
+        return _listed(self.folder)
 
     def _prune(self) -> None:
         for _, path in self._found()[self._keep :]:
@@ -123,24 +126,79 @@ def iteration_of(path: Path) -> int:
     return int(_NAME.fullmatch(path.name)[1])
 
 
+def identity_of_newest(folder: Path) -> str | None:
+    """Return the identity of the run whose newest whole checkpoint is in a folder."""
+    for _, path in _listed(folder):
+        with contextlib.suppress(UserError):
+            verify(path)
+            return load_state(path).get("meta", {}).get("identity")
+    return None
+
+
+def _listed(folder: Path) -> list[tuple[int, Path]]:
+    """List iteration and path of each checkpoint, newest first."""
+    names = ((_NAME.fullmatch(path.name), path) for path in folder.glob("iter_*.pth"))
+    return sorted(((int(match[1]), path) for match, path in names if match), reverse=True)
+
+
+def save_checked(state: Any, stream: BinaryIO) -> None:
+    """Write a state with `torch.save`, followed by a checksum of the whole file."""
+    checked = _Checksum(stream)
+    torch.save(state, checked)
+    comment = b"cae-seg crc32 %08x" % checked.value
+    # The file ends with the length of the zip comment, two bytes that are zero so far.
+    stream.seek(-2, io.SEEK_END)
+    stream.write(len(comment).to_bytes(2, "little") + comment)
+
+
 def verify(path: Path) -> None:
-    """Read a checkpoint through and compare its checksums.
+    """Read a checkpoint through and compare its checksum.
 
     Raises:
-        UserError: it is truncated, damaged or no checkpoint.
+        UserError: it is truncated, damaged or no checkpoint of `save_checked`.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: truncated or no checkpoint ({_reason(error)})") from error
-    if broken:
-        raise UserError(f"{path}: damaged (in {broken})")
+        with open(path, "rb") as stream:
+            whole = _is_whole(stream)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({_reason(error)})") from error
+    if not whole:
+        raise UserError(f"{path}: truncated, damaged or no checkpoint (its checksum differs)")
 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Read a checkpoint that `verify` has passed, onto the CPU."""
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class _Checksum:
+    """A stream for `torch.save` that sums what passes through it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self.value = stream, 0
+
+    def write(self, data: Any) -> int:
+        self.value = zlib.crc32(data, self.value)
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _is_whole(stream: BinaryIO) -> bool:
+    """Tell whether a file ends with the checksum of the bytes before it."""
+    body = stream.seek(0, io.SEEK_END) - _COMMENT_BYTES - 2
+    if body < 0:
+        return False
+    stream.seek(body)
+    length, named = stream.read(2), _COMMENT.fullmatch(stream.read())
+    if named is None or length != _COMMENT_BYTES.to_bytes(2, "little"):
+        return False
+    stream.seek(0)
+    value = 0
+    while body and (chunk := stream.read(min(body, _CHUNK))):
+        value, body = zlib.crc32(chunk, value), body - len(chunk)
+    return int(named[1], 16) == zlib.crc32(b"\0\0", value)
 
 
 def to_cpu(value: Any) -> Any:

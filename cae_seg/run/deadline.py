@@ -13,6 +13,7 @@ from datetime import datetime
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SAME_SIGNAL_SECONDS = 1.0
 MARGIN_SECONDS = 10.0
 SAFETY = 1.5
 BYTES_PER_SECOND = 200e6
@@ -23,16 +24,28 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Whether a signal has asked this process to stop in good order."""
+    """Whether a signal has asked this process to stop cleanly.
 
-    def __init__(self) -> None:
+    Args:
+        patient: never stop at once. A rank is patient: it may get the same signal several times,
+            from its launcher, from SLURM and from the terminal.
+    """
+
+    def __init__(self, *, patient: bool = False) -> None:
         self.reason: str | None = None
+        self._patient = patient
+        self._since = 0.0
 
     def ask(self, number: int, _frame: object = None) -> None:
-        """Note signal `number`; fit to be a signal handler. A second Ctrl-C stops at once."""
-        if number == signal.SIGINT and self.reason == "SIGINT":
+        """Note signal `number`; fit to be a signal handler. A second Ctrl-C stops at once.
+
+        One that follows within a second is the first one, delivered by another sender.
+        """
+        again = number == signal.SIGINT and self.reason == "SIGINT" and not self._patient
+        if again and time.monotonic() - self._since > SAME_SIGNAL_SECONDS:
             raise KeyboardInterrupt
-        self.reason = self.reason or signal.Signals(number).name
+        if self.reason is None:
+            self.reason, self._since = signal.Signals(number).name, time.monotonic()
 
 
 @contextmanager
@@ -127,17 +140,24 @@ def slurm_end() -> float | None:
     if end := os.environ.get("SLURM_JOB_END_TIME"):
         return float(end)
     try:
-        answer = subprocess.run(
-            ["squeue", "-h", "-j", job, "-o", "%e"],
-            check=True,
-            timeout=20,
-            capture_output=True,
-            text=True,
-        ).stdout.strip()
+        answer = ask_slurm("squeue", "--noheader", f"--jobs={job}", "--format=%e").strip()
         return datetime.fromisoformat(answer).timestamp()
     except (OSError, subprocess.SubprocessError, ValueError):
         logger.warning("SLURM does not say when job %s ends; only signals will stop it", job)
         return None
+
+
+def ask_slurm(*command: str) -> str:
+    """Return what one of SLURM's commands prints, whatever the user has set for their own use.
+
+    Raises:
+        OSError, SubprocessError: the command is missing, fails or does not answer in a minute.
+    """
+    own = ("SQUEUE_", "SLURM_TIME_FORMAT")
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=60, env=plain
+    ).stdout
 
 
 def guess_save_seconds(parameters: int) -> float:

@@ -1,35 +1,48 @@
-"""Locks that a dead owner releases: of a work dir, of a GPU."""
+"""A lock that a dead owner releases, of a work dir or a GPU, with a note of who holds it."""
 
 import contextlib
 import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+
+from filelock import BaseFileLock, SoftFileLease, Timeout, UnixFileLock
 
 from cae_seg.errors import UserError
+from cae_seg.files import atomic_write_json
 
 POLL_SECONDS = 0.2
-_held: set[tuple[int, int]] = set()  # (device, inode) of the lock files of this process
+LEASE_SECONDS = 300.0
+"""How long a dead owner keeps a lock on a file system without locks."""
+
+_held: set["FileLock"] = set()  # the library releases a lock with its last reference
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 class FileLock:
     """An exclusive lock on a small file, held until `release` or until this process is gone.
 
-    A POSIX record lock: it also holds across machines on NFS and Lustre, and it is not inherited
-    by forked loader workers, which outlive a killed parent by seconds. Such locks do not exclude
-    within one process and end when any descriptor of the file is closed; so this module keeps
-    count of its own, and nothing else may open a lock file of this process.
+    It is `flock`, which NFSv4 passes on to the server. On a file system without it (Lustre mounted
+    without `flock`) it is a marker file that its owner renews; one that is not renewed any more
+    becomes free after `LEASE_SECONDS`. Host names decide nothing: containers change them.
+
+    Args:
+        path: the lock file; `<path>.json` beside it says who holds the lock.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._descriptor: int | None = None
-        self._key: tuple[int, int] | None = None
+        self._note = self.path.with_name(f"{self.path.name}.json")
+        self._lock: BaseFileLock = UnixFileLock(
+            self.path, poll_interval=POLL_SECONDS, thread_local=False, fallback_to_soft=False
+        )
 
     def acquire(
         self, wait: float = 0.0, on_wait: Callable[[str], None] = lambda owner: None
@@ -37,68 +50,91 @@ class FileLock:
         """Try to become the owner for `wait` seconds; `on_wait` hears once who the owner is.
 
         Raises:
-            UserError: the folder cannot be written, or its file system has no locks.
+            UserError: the folder cannot be written, or the lock file is a symbolic link.
         """
-        deadline = time.monotonic() + wait
-        told = False
-        while not self._try():
-            if time.monotonic() >= deadline:
-                return False
-            if not told:
-                told = True
-                on_wait(self.owner())
-            time.sleep(POLL_SECONDS)
-        return True
+        if self._lock.is_locked:
+            return False
+        self._make_folder()
+        if self._try(0.0):
+            return True
+        if wait > 0:
+            on_wait(self.owner())
+            return self._try(-1.0 if wait == float("inf") else wait)
+        return False
 
     def release(self) -> None:
         """Give the lock up; without having it, do nothing."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            _held.discard(self._key)
-            self._descriptor = self._key = None
+        self._lock.release()
+        _held.discard(self)
 
     def owner(self) -> str:
         """Say who has the lock, as the owner wrote it down: host, process, since when."""
-        if self._mine():
-            return "this process"
-        try:
-            note = json.loads(self.path.read_text())
-            job = f", SLURM job {note['slurm_job_id']}" if note.get("slurm_job_id") else ""
-            return f"process {note['pid']} on {note['host']}{job} since {note['since']}"
-        except (OSError, ValueError, KeyError):
+        note = self.note()
+        if not {"host", "pid", "since"} <= note.keys():
             return "another process"
+        if (note["host"], note["pid"]) == (socket.gethostname(), os.getpid()):
+            return "this process"
+        job = f", SLURM job {note['slurm_job_id']}" if note.get("slurm_job_id") else ""
+        return f"process {note['pid']} on {note['host']}{job} since {note['since']}"
 
-    def _try(self) -> bool:
-        if self._mine():
-            return False
-        descriptor = self._open()
+    def held_elsewhere(self) -> bool | None:
+        """Tell whether some process has the lock; None if only its host could tell."""
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - self._lease_path().stat().st_mtime < LEASE_SECONDS:
+                return True
+        except OSError:
+            pass
+        try:
+            with self.path.open() as stream:  # a shared lock needs a file opened for reading
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
-            os.close(descriptor)
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                return False
-            raise UserError(
-                f"{self.path}: this file system has no locks ({error.strerror}); "
-                "mount it with locking or choose a folder elsewhere"
-            ) from error
-        self._descriptor, self._key = descriptor, _key(os.fstat(descriptor))
-        _held.add(self._key)
+            return None if error.errno in (errno.ENOENT, *_NO_LOCKS) else True
+        return False if self.note().get("host") in (None, socket.gethostname()) else None
+
+    def note(self) -> dict[str, Any]:
+        """Return what the last owner wrote: host, pid, since, slurm_job_id; empty if it is lost."""
+        with contextlib.suppress(OSError, ValueError):
+            note = json.loads(self._note.read_text())
+            return note if isinstance(note, dict) else {}
+        return {}
+
+    def _try(self, wait: float) -> bool:
+        try:
+            self._lock.acquire(timeout=wait)
+        except Timeout:
+            return False
+        except OSError as error:
+            if error.errno in _NO_LOCKS and isinstance(self._lock, UnixFileLock):
+                self._lock = self._lease()
+                return self._try(wait)
+            raise UserError(self._refusal(error)) from error
+        _held.add(self)
         self._sign()
         return True
 
-    def _mine(self) -> bool:
-        try:
-            return _key(os.stat(self.path)) in _held
-        except FileNotFoundError:
-            return False
+    def _lease_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.lease")
 
-    def _open(self) -> int:
+    def _lease(self) -> SoftFileLease:
+        return SoftFileLease(
+            self._lease_path(),
+            poll_interval=POLL_SECONDS,
+            thread_local=False,
+            lease_duration=LEASE_SECONDS,
+            # Another process has taken over: stop before both write.
+            on_compromise=lambda _: os.kill(os.getpid(), signal.SIGTERM),
+        )
+
+    def _make_folder(self) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+            raise UserError(f"{self.path.parent}: cannot be made ({error.strerror})") from error
+
+    def _refusal(self, error: OSError) -> str:
+        if error.errno == errno.ELOOP:
+            return f"{self.path}: is a symbolic link, which a lock may not be; remove it"
+        return f"{self.path}: cannot be locked ({error.strerror}); check permissions and space"
 
     def _sign(self) -> None:
         note = {
@@ -107,10 +143,5 @@ class FileLock:
             "since": datetime.now().astimezone().isoformat(timespec="seconds"),
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         }
-        with contextlib.suppress(OSError):  # a full disk must not keep us from the lock
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps(note).encode(), 0)
-
-
-def _key(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
+        with contextlib.suppress(OSError, UserError):  # a full disk must not prevent the lock
+            atomic_write_json(self._note, note)

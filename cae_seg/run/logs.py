@@ -12,6 +12,8 @@ from typing import TextIO
 
 from cae_seg.redaction import redact
 
+logger = logging.getLogger(__name__)
+
 OURS = "cae_seg"
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _KEPT = 10_000  # lines kept until there is a file
@@ -73,6 +75,25 @@ def quiet_imports() -> Iterator[None]:
         yield
 
 
+class _PatientFileHandler(logging.FileHandler):
+    """A log file that may become unwritable: its lines are then left out, with one warning."""
+
+    failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # the file cannot be opened
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.failed:
+            self.failed = True
+            error = sys.exc_info()[1]
+            reason = getattr(error, "strerror", None) or error
+            logger.warning("%s: cannot be written (%s)", self.baseFilename, reason)
+
+
 class LogFile:
     """Where the log goes: kept in memory until `open` names a file."""
 
@@ -81,7 +102,7 @@ class LogFile:
 
     def open(self, path: Path) -> None:
         """Write what was kept, and everything from now on, to the end of `path`."""
-        target = logging.FileHandler(path, delay=True)
+        target = _PatientFileHandler(path, delay=True)
         target.setFormatter(_RedactingFormatter(_FORMAT))
         self.handler.setTarget(target)
         self.handler.capacity = 1
@@ -92,7 +113,8 @@ class LogFile:
         target = self.handler.target
         self.handler.close()
         if target is not None:
-            target.close()
+            with contextlib.suppress(OSError):
+                target.close()
 
 
 @contextlib.contextmanager

@@ -28,8 +28,11 @@ class RecordWriter:
         self._path = path
         self._failing = False
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _end_torn_line(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _end_torn_line(path)
+            except OSError as error:
+                self._warn(error)
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one line; a full disk is warned about once and does not end the run."""
@@ -44,9 +47,12 @@ class RecordWriter:
                 stream.write(line.encode())
             self._failing = False
         except OSError as error:
-            if not self._failing:
-                logger.warning("%s: cannot be written (%s)", self._path, error.strerror)
-            self._failing = True
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._failing:
+            logger.warning("%s: cannot be written (%s)", self._path, error.strerror)
+        self._failing = True
 
     def event(self, event: str, **values: Any) -> None:
         """Append something that happened: start, resume, checkpoint, stop, finish, warning."""

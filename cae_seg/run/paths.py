@@ -5,14 +5,18 @@ The engine writes it; nothing here does. A run made by the workflow keeps its de
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cae_seg.errors import UserError
 from cae_seg.files import read_text, sha256_file
 from cae_seg.run.schemas import Metrics, RunMetadata, read_checked
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,9 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """Read a `record.jsonl`; a missing file is an empty record.
+    """Read a `record.jsonl`; a missing or unreadable file is an empty record.
 
-    Lines torn by a crash are skipped, wherever they are: a resumed run appends behind them.
+    Lines torn by a crash are skipped, wherever they are: a resumed run appends after them.
     """
     train, evaluations, events, begun = {}, {}, [], None
     for line in _lines(path):
@@ -59,7 +63,12 @@ def read_record(path: Path) -> Record:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
-    for line in read_text(path, errors="replace").splitlines():
+    try:
+        text = read_text(path, errors="replace")
+    except UserError as error:
+        logger.warning("%s", error)
+        return
+    for line in text.splitlines():
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
@@ -71,8 +80,11 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 def _is_line(value: dict[str, Any]) -> bool:
     """Say whether an object has what every line of its kind has."""
     needed = {"event": ("event", str), "train": ("iteration", int), "eval": ("iteration", int)}
-    key, kind = needed.get(str(value.get("kind")), ("kind", type(None)))
-    return _is_number(value.get("time")) and type(value.get(key)) is kind
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in needed:
+        return False
+    key, expected = needed[kind]
+    return _is_number(value.get("time")) and type(value.get(key)) is expected
 
 
 def _is_number(value: Any) -> bool:
@@ -100,6 +112,15 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether a run was ever started here."""
         return self.finished or (self.work / "facts.json").is_file()
+
+    def error_file(self, rule: str) -> Path:
+        """Return where a rule of the workflow keeps the message of a user's mistake."""
+        return self.path / f"error_{rule}.txt"
+
+    @property
+    def errors(self) -> list[Path]:
+        """Messages of users' mistakes that ended jobs of the last start."""
+        return sorted(self.path.glob("error_*.txt"))
 
     def facts(self) -> dict[str, Any]:
         """Return `run.json`, or `facts.json` of a run that is not finished.

@@ -4,18 +4,24 @@ import contextlib
 import json
 import logging
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_json
+from cae_seg.files import atomic_write_json, sha256_file
+from cae_seg.run.deadline import ask_slurm
 from cae_seg.run.locks import FileLock
 
 logger = logging.getLogger(__name__)
 
 _LOCK = "writer.lock"
 SCHEMA = 2  # of the metadata; 1 was that of the engine before mmengine's Runner
-LOCK_SECONDS = 30.0  # patience with another writer where waiting is dear
+LOCK_SECONDS = 30.0  # time to wait for another writer while GPUs are held
+
+
+class Busy(UserError):
+    """Another process writes to the work dir."""
 
 
 class WorkDir:
@@ -32,25 +38,35 @@ class WorkDir:
         self._facts = self.path / "facts.json"
         self._finals = self.path / "finals.json"
         self._lock = FileLock(self.path / _LOCK)
+        self._unwritten: dict[str, Any] | None = None
 
     def holds(self, identity: str) -> bool:
         """Say whether the state here is of this run."""
         return (self.facts() or {}).get("identity") == identity
 
     def facts(self) -> dict[str, Any] | None:
-        """Return what is known about the run whose state lies here."""
-        return _read(self._facts)
+        """Return what is known about the run whose state is here; None if it is lost."""
+        return self._unwritten or _read(self._facts)
 
     def finals(self, identity: str) -> dict[str, Any] | None:
-        """Return the record of this run if it is over and its weights are there."""
+        """Return the record of this run if it is over and its weights are as they were written."""
         finals = _read(self._finals)
         if finals is None or finals.get("identity") != identity or not self.weights.is_file():
+            return None
+        expected = (finals.get("weights") or {}).get("sha256")
+        if expected is not None and sha256_file(self.weights) != expected:
+            logger.warning("%s: damaged since it was written; making it again", self.weights)
             return None
         return finals
 
     def write_facts(self, facts: dict[str, Any]) -> None:
-        """Write down what is known when training starts."""
-        atomic_write_json(self._facts, facts)
+        """Write what is known when training starts; without room for it, warn and keep it."""
+        self._unwritten = None
+        try:
+            atomic_write_json(self._facts, facts)
+        except (OSError, UserError) as error:
+            logger.warning("%s: cannot be written (%s); training continues", self._facts, error)
+            self._unwritten = facts
 
     def write_finals(self, finals: dict[str, Any]) -> None:
         """Write down that the run is over."""
@@ -60,7 +76,7 @@ class WorkDir:
         """Wait until nobody writes here, as a launcher does before it takes GPUs.
 
         Raises:
-            UserError: another writer is here, and still is after `wait` seconds.
+            Busy: another writer is here, and still is after `wait` seconds.
         """
         if self.path.is_dir():
             self._acquire(wait)
@@ -70,23 +86,64 @@ class WorkDir:
         """Become the only writer; move the state of another run out of the way.
 
         Raises:
-            UserError: as of `await_other_writer`, or the state is of an earlier version.
+            Busy: as of `await_other_writer`.
+            UserError: the state is of an earlier version.
         """
         self._acquire(wait)
-        facts = self.facts()
-        self._refuse_earlier_version(facts)
-        if facts is not None and facts.get("identity") != identity:
-            self._set_aside(str(facts.get("identity")))
-        elif facts is None and (self.checkpoints.exists() or self.record.exists()):
+        self._sweep()
+        self._refuse_earlier_version(self.facts())
+        found = self._identity()
+        if found is not None and found != identity:
+            self._set_aside(found)
+        elif found is None and (self.checkpoints.exists() or self.record.exists()):
             self._set_aside("unknown")
+
+    def has_writer(self) -> bool | None:
+        """Tell whether a process writes here; None if neither the lock nor SLURM can tell.
+
+        Not every file system shares locks between hosts: a free lock of a SLURM job on another
+        host is free only if the job has ended.
+        """
+        held, job = self._lock.held_elsewhere(), self._lock.note().get("slurm_job_id")
+        if held is not None or not job:
+            return held
+        try:
+            state = ask_slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip()
+        except subprocess.CalledProcessError as error:
+            return False if "Invalid job id" in error.stderr else None
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return state not in ("", "PENDING")
+
+    def last_writer(self) -> dict[str, Any]:
+        """Return what the last writer noted: host, pid, since, slurm_job_id; empty if unknown."""
+        return self._lock.note()
 
     def leave(self) -> None:
         """Let another writer in."""
         self._lock.release()
 
+    def _identity(self) -> str | None:
+        """Return whose state is here, from the first file that tells; None if none does."""
+        for known in (self.facts(), _read(self._finals)):
+            if known is not None and isinstance(known.get("identity"), str):
+                return known["identity"]
+        if not self.checkpoints.is_dir():
+            return None
+        from cae_seg.run.checkpoints import identity_of_newest  # loads torch
+
+        return identity_of_newest(self.checkpoints)
+
+    def _sweep(self) -> None:
+        """Remove what killed writers left half-written; checkpoints are swept with their folder."""
+        for file in (self._facts, self._finals, self.weights, self.config):
+            for left in self.path.glob(f".{file.name}.*"):
+                with contextlib.suppress(OSError):
+                    left.unlink()
+
     def _acquire(self, wait: float) -> None:
         if not self._lock.acquire(wait, self._tell_wait):
-            raise UserError(
+            raise Busy(
                 f"{self.path}: {self._lock.owner()} is writing here; wait for it, "
                 "stop it, or choose another --work-dir"
             )
@@ -108,10 +165,10 @@ class WorkDir:
         while stale.exists():
             stale, number = base.with_name(f"{base.name}-{number}"), number + 1
         stale.mkdir(parents=True)
-        # The facts go last: interrupted before, the next start sees a foreign state and goes on.
+        # The facts move last: after an interruption, the next start finds a foreign state again.
         entries = sorted(self.path.iterdir(), key=lambda entry: entry == self._facts)
         for entry in entries:
-            if entry.name != _LOCK:
+            if not entry.name.startswith(_LOCK):
                 os.rename(entry, stale / entry.name)
         logger.warning(
             "%s: held another run (other recipe, checkpoint or data); moved to %s", self.path, stale
@@ -119,6 +176,7 @@ class WorkDir:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, json.JSONDecodeError, UnicodeDecodeError):
-        return json.loads(path.read_text())
+    with contextlib.suppress(OSError, ValueError):
+        value = json.loads(path.read_text())
+        return value if isinstance(value, dict) else None
     return None

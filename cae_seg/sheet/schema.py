@@ -275,6 +275,16 @@ class Experiment(Settings):
     )
 
     @property
+    def cores(self) -> int:
+        """CPU cores of a training on each node: what the row says, or eight per GPU."""
+        return self.cpus or max(2, 8 * self.gpus // self.nodes)
+
+    @property
+    def memory_mb(self) -> int:
+        """Memory of a training on each node, MB, unless `resources` says otherwise."""
+        return 8000 + 16000 * (self.gpus // self.nodes)
+
+    @property
     def stem(self) -> str:
         """Name of the config file without folder and suffix."""
         return Path(self.config or self.recipe or "").stem

@@ -16,6 +16,7 @@ from cae_seg.errors import UserError
 from cae_seg.launch import rank
 from cae_seg.launch.launcher import launch_evaluate, launch_train
 from cae_seg.models.accelerate import FAST_PATHS
+from cae_seg.run.checkpoints import save_checked
 from cae_seg.run.deadline import StopRequest
 from cae_seg.run.paths import read_record
 
@@ -264,7 +265,8 @@ def test_late_resume_reads_the_images_of_its_own_iterations_only(make_job, monke
     state["meta"]["iteration"] = 150_000
     for scheduler in state["param_schedulers"]:
         scheduler["_global_step"] = scheduler["last_step"] = 150_000
-    torch.save(state, path.with_name("iter_150000.pth"))
+    with path.with_name("iter_150000.pth").open("w+b") as stream:
+        save_checked(state, stream)
     read = []
     prepare = BaseDataset.prepare_data
     monkeypatch.setattr(

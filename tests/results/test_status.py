@@ -31,7 +31,7 @@ def sheet(tmp_path):
         start_run(sheet.run_folder(name, 0), name)
         write_lines(sheet.run_folder(name, 0) / "work/record.jsonl", record_lines(upto))
     lock = {"host": "node7", "pid": 1, "slurm_job_id": "4711"}
-    (sheet.run_folder("runs", 0) / "work/writer.lock").write_text(json.dumps(lock))
+    (sheet.run_folder("runs", 0) / "work/writer.lock.json").write_text(json.dumps(lock))
     stop = event_line("stop", 80, late=0.1)
     write_lines(sheet.run_folder("stopped", 0) / "work/record.jsonl", [stop])
     finish_run(start_run(sheet.run_folder("trained", 0), "trained"))

@@ -369,7 +369,7 @@ def test_a_silent_run_whose_writer_lives_is_running(tmp_path):
 HOLD = """
 import fcntl, sys
 stream = open(sys.argv[1], "w")
-fcntl.lockf(stream, fcntl.LOCK_EX)
+fcntl.flock(stream, fcntl.LOCK_EX)
 print("held", flush=True)
 sys.stdin.read()
 """

@@ -78,7 +78,7 @@ JobRequeue=0
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={slurmdbd}
-AccountingStorageEnforce=associations,qos
+AccountingStorageEnforce=associations,limits,qos
 AccountingStoragePass={root}/munge.socket
 AccountingStorageTRES=gres/gpu,gres/gpu:a100,gres/gpu:h100
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={n1} CPUs=32 RealMemory=200000 \

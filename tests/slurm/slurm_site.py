@@ -20,6 +20,7 @@ PARTS = (
     "snakemake_executor_plugin_cae_slurm",
     "environment.yml",
     "slurm",
+    "local",
 )
 
 
@@ -135,3 +136,20 @@ class Site:
             *("sbatch", "--parsable", "--partition=urgent", f"--nodelist={node}", "--time=5"),
             *("--gres=gpu:8", "--output=/dev/null", f"--wrap=sleep {seconds}"),
         )
+
+
+STUB = """\
+#!/bin/sh
+[ "$1" = train ] && sleep "${{STUB_SECONDS:-1}}"
+exec {stub} "$@"
+"""
+
+
+def stub_training(site: Site) -> Path:
+    """Let training at a site take a second; return the first folder of its `PATH`."""
+    folder = site.path / "bin"
+    folder.mkdir()
+    (folder / "cae-seg").write_text(STUB.format(stub=ROOT / "tests/workflow/stub_cae_seg.sh"))
+    (folder / "cae-seg").chmod(0o755)
+    site.environment["PATH"] = f"{folder}:{site.environment['PATH']}"
+    return folder

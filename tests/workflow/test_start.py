@@ -25,7 +25,7 @@ def killed(checkout):
     stub = checkout.path / "bin/cae-seg"
     text = stub.read_text()
     wait = "[ $1 = train ] && touch training && sleep 600"
-    stub.write_text(text.replace("while", f"{wait}\nwhile", 1))
+    stub.write_text(text.replace("for argument", f"{wait}\nfor argument", 1))
     with (checkout.path / "out").open("w") as out:
         process = checkout.start(*DEMO, said=out)
         while not (checkout.path / "training").exists():

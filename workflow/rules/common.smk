@@ -2,6 +2,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from cae_seg.run.paths import RunFolder
 from cae_seg.run.provenance import code_fingerprint
 from cae_seg.errors import UserError
 from cae_seg.sheet.reading import Sheet, load_sheet
@@ -164,6 +165,17 @@ def row_resource(key: str, otherwise=None):
     return value
 
 
+def error_file(wildcards, rulename) -> str:
+    """Return where a job keeps a user's mistake, which the executor does not try again."""
+    folder = SHEET.run_folder(wildcards.experiment, wildcards.seed)
+    return str(RunFolder(folder).error_file(rulename))
+
+
+def attempt_number(wildcards, attempt) -> int:
+    """Return which attempt of this start of Snakemake a job is."""
+    return attempt
+
+
 def site_resources() -> dict:
     """Return the resources that name a part of the cluster, from the row or the profile."""
     keys = ("slurm_partition", "slurm_account", "qos", "constraint", "slurm_extra")
@@ -189,15 +201,13 @@ def gres(wildcards, input, attempt, threads, rulename, async_run) -> str | None:
 
 
 def cpus(wildcards) -> int:
-    """Return the cores of a training: what the row says, or eight a GPU."""
-    found = row(wildcards)
-    return found.cpus or max(2, 8 * found.gpus // found.nodes)
+    """Return the cores of a training."""
+    return row(wildcards).cores
 
 
 def memory(wildcards) -> int:
     """Return the memory of a training on one node, MB."""
-    found = row(wildcards)
-    return 8000 + 16000 * (found.gpus // found.nodes)
+    return row(wildcards).memory_mb
 
 
 def work_weights(wildcards, input) -> str:

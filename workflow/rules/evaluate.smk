@@ -14,6 +14,8 @@ rule evaluate:
     threads: lambda wildcards: min(8, cpus(wildcards))
     resources:
         **site_resources(),
+        attempt=attempt_number,
+        no_retry_file=error_file,
         gpu=lambda wildcards: min(1, row(wildcards).gpus),
         gpu_model=row_resource("gpu_model"),
         nodes=1,
@@ -27,6 +29,7 @@ rule evaluate:
     shell:
         "cae-seg evaluate {input.config:q} {params.weights:q} --data={input.data:q}"
         " --name={wildcards.experiment:q} --seed={wildcards.seed:q} {params.machine:q}"
+        " --attempt={resources.attempt} --error-file={resources.no_retry_file:q}"
         " --out={output.metrics:q} 2>&1 | tee {log:q}"
 
 

@@ -19,6 +19,8 @@ rule fine_tune:
     threads: cpus
     resources:
         **site_resources(),
+        attempt=attempt_number,
+        no_retry_file=error_file,
         gpu=gpus,
         gpu_model=gpu_model,
         gres=gres,
@@ -43,4 +45,5 @@ rule fine_tune:
         " --learning-rate={params.rate:q} --precision={params.precision:q} {params.recipe:q}"
         " --pretrained={input.checkpoint:q} --data={input.data:q} {params.machine:q}"
         " --work-dir={params.work:q}/work --out={output.run:q} --sheet={params.sheet:q}"
+        " --attempt={resources.attempt} --error-file={resources.no_retry_file:q}"
         " -- {params.config:q} > >(trap '' INT TERM USR1; exec tee -a {log:q}) 2>&1"

@@ -1,4 +1,6 @@
 # What a person reads when a start is refused, and when a workflow has failed.
+import shlex
+
 from cae_seg.results.status import unfinished
 
 
@@ -22,4 +24,5 @@ if workflow.is_main_process:
 
 
 onerror:
-    print(*unfinished(SHEET), sep="\n", file=sys.stderr)
+    command = shlex.join(["snakemake", *sys.argv[1:]])
+    print(*unfinished(SHEET, f"`{command}`"), sep="\n", file=sys.stderr)
