@@ -9,21 +9,18 @@ import contextlib
 import logging
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.registry import LOOPS
-from mmengine.runner import IterBasedTrainLoop, TestLoop, ValLoop
+from mmengine.runner import IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch import nn
 
 from cae_seg.engine.drift import check_ranks_agree
 from cae_seg.engine.state import HookStates
 from cae_seg.run.deadline import Stopped
 from cae_seg.run.nonfinite import check_finite
-
-if TYPE_CHECKING:
-    from cae_seg.engine.runner import ExactRunner
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +41,7 @@ def seed_iteration(seed: int, iteration: int, rank: int) -> None:
 class ExactTrainLoop(IterBasedTrainLoop):
     """`IterBasedTrainLoop` that can be left and continued between any two iterations."""
 
-    runner: "ExactRunner"
+    runner: Runner
 
     def run(self) -> nn.Module:
         """Train to the end.
@@ -165,7 +162,7 @@ class ExactTrainLoop(IterBasedTrainLoop):
 class _Interruptible:
     """What the validation and the test loop share."""
 
-    runner: "ExactRunner"
+    runner: Runner
 
     def run(self) -> dict[str, float]:
         """Predict every image once and score.

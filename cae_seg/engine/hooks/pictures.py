@@ -3,20 +3,18 @@
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from mmseg.structures import SegDataSample
 from PIL import Image
 
 from cae_seg.data.images import read_image
 from cae_seg.data.visualize import ade20k_palette, paint_labels, paint_panel
 from cae_seg.errors import UserError
-
-if TYPE_CHECKING:
-    from cae_seg.engine.runner import ExactRunner
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ class PanelHook(Hook):
 
     def after_val_iter(
         self,
-        runner: "ExactRunner",
+        runner: Runner,
         batch_idx: int,
         data_batch: Any = None,
         outputs: Sequence[SegDataSample] | None = None,
@@ -51,7 +49,7 @@ class PanelHook(Hook):
             if number % every == 0 and not self._failed:
                 self._paint(runner, sample, dataset.metainfo["classes"])
 
-    def _paint(self, runner: "ExactRunner", sample: SegDataSample, classes: Sequence[str]) -> None:
+    def _paint(self, runner: Runner, sample: SegDataSample, classes: Sequence[str]) -> None:
         path = Path(sample.img_path)
         panel = paint_panel(
             read_image(path),
@@ -81,7 +79,7 @@ class PaintingHook(Hook):
 
     def after_test_iter(
         self,
-        runner: "ExactRunner",
+        runner: Runner,
         batch_idx: int,
         data_batch: Any = None,
         outputs: Sequence[SegDataSample] | None = None,
@@ -112,7 +110,7 @@ class LabelMapHook(Hook):
 
     def after_test_iter(
         self,
-        runner: "ExactRunner",
+        runner: Runner,
         batch_idx: int,
         data_batch: Any = None,
         outputs: Sequence[SegDataSample] | None = None,
@@ -122,14 +120,14 @@ class LabelMapHook(Hook):
             self.labels[number] = sample.pred_sem_seg.data[0].cpu().numpy()
 
 
-def palette_of(runner: "ExactRunner") -> np.ndarray:
+def palette_of(runner: Runner) -> np.ndarray:
     """Return the colours of the test data's classes, (classes, 3) uint8 RGB."""
     palette = runner.test_dataloader.dataset.metainfo.get("palette")
     return np.array(palette, np.uint8) if palette else ade20k_palette()
 
 
 def numbered(
-    loader: Any, runner: "ExactRunner", batch_idx: int, outputs: Sequence[SegDataSample] | None
+    loader: Any, runner: Runner, batch_idx: int, outputs: Sequence[SegDataSample] | None
 ) -> Iterator[tuple[int, SegDataSample]]:
     """Yield each predicted image of a batch with its number in the data set.
 

@@ -3,16 +3,14 @@
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 
 from cae_seg.run.nonfinite import LossGuard
-
-if TYPE_CHECKING:
-    from cae_seg.engine.runner import ExactRunner
 
 logger = logging.getLogger("cae_seg")
 
@@ -33,9 +31,7 @@ class RecordHook(Hook):
         self._guard = LossGuard()
         self._restart_clock()
 
-    def before_train_iter(
-        self, runner: "ExactRunner", batch_idx: int, data_batch: Any = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note this iteration's learning rate, and ask for the gradients' norm where it is due."""
         self._rate = max(group["lr"] for group in runner.optim_wrapper.param_groups)
         runner.model.wants_norm = self._due(runner)
@@ -43,7 +39,7 @@ class RecordHook(Hook):
 
     def after_train_iter(
         self,
-        runner: "ExactRunner",
+        runner: Runner,
         batch_idx: int,
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
@@ -55,7 +51,7 @@ class RecordHook(Hook):
         if self._due(runner):
             self._write(runner, dict(outputs or {}))
 
-    def _write(self, runner: "ExactRunner", outputs: dict[str, Any]) -> None:
+    def _write(self, runner: Runner, outputs: dict[str, Any]) -> None:
         session, iteration = runner.session, runner.iter + 1
         norm = outputs.pop("grad_norm", None)
         names = sorted(outputs)
@@ -76,14 +72,14 @@ class RecordHook(Hook):
         self._restart_clock()
         self._guard.check(iteration, values.get("loss", 0.0))
 
-    def _due(self, runner: "ExactRunner") -> bool:
+    def _due(self, runner: Runner) -> bool:
         return (runner.iter + 1) % self._interval == 0
 
     def _restart_clock(self) -> None:
         self._count, self._seconds, self._data_seconds = 0, 0.0, 0.0
 
     @staticmethod
-    def _warn_of_loss(runner: "ExactRunner", iteration: int) -> None:
+    def _warn_of_loss(runner: Runner, iteration: int) -> None:
         text = "the loss is NaN or infinite; training is unlikely to recover, lower the rate"
         if runner.session.ranks.first:
             logger.warning("iteration %d: %s", iteration, text)
