@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _register() -> None:
     """Import the modules that hold cases."""
-    from benchmarks import evaluation, scale, start_up, training, transforms  # noqa: F401
+    from benchmarks import counts, evaluation, scale, start_up, training, transforms  # noqa: F401
 
 
 def _devices(asked: str) -> list[str]:

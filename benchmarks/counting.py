@@ -82,23 +82,43 @@ class _Counting(TorchDispatchMode):
         if func is _ATEN._local_scalar_dense.default:
             self.counts.waits += _on_device(args[0])
             return 1.0 if args[0].is_floating_point() else 1
+        if func is _ATEN.index.Tensor:
+            args = self._without_masks(*args)
+        if func not in flop_registry:  # an operation that is made of others, in inference mode
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
         out = func(*args, **kwargs)
         self._look(func, args, kwargs, out)
         return out
+
+    def _without_masks(self, source: Tensor, places: list[Tensor | None]) -> tuple:
+        """Note that the host waits for the size of what a mask picks; pretend that it picks all."""
+        found = []
+        for place in places:
+            if place is None or place.dtype != torch.bool:
+                found.append(place)
+                continue
+            self.counts.waits += _on_device(place)
+            every = torch.empty(place.numel(), dtype=torch.int64, device=place.device)
+            found += [every] * place.dim()
+        return source, found
 
     def _look(self, func, args: tuple, kwargs: dict, out: Any) -> None:
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         self._note_memory(outputs)
         name = func._schema.name.partition("::")[2]
+        if name == "_to_copy" and _in_backward() and args[0].dtype == out.dtype:
+            return  # from the device that the engine sees to the one that there is
         if name in ("_to_copy", "copy_"):
             self._note_copy(name, args, kwargs, outputs)
         if not any(map(_on_device, inputs + outputs)) or _is_view(func) or name in _NO_KERNEL:
             return
         counts = self.counts
-        # The gradients of a convolution are a kernel each.
-        launched = sum(args[-1]) if name == "convolution_backward" else 1
-        moved = sum({id(x): _size(x) for x in inputs + outputs if _on_device(x)}.values())
+        launched = _launched(name, args)
+        moved = _moved(name, args, inputs, outputs)
         counts.kernels += launched
         counts.bytes += moved
         counts.by_operation[name] += launched
@@ -239,6 +259,26 @@ def _is_view(func) -> bool:
     return bool(returns) and all(
         r.alias_info is not None and not r.alias_info.is_write for r in returns
     )
+
+
+def _launched(name: str, args: tuple) -> int:
+    """Return how many kernels an operation is at least."""
+    if name == "convolution_backward":  # one for each gradient that is asked for
+        return sum(args[-1])
+    if name == "_foreach_copy_" and any(
+        x.stride() != y.stride() for x, y in zip(*args[:2], strict=True)
+    ):
+        return len(args[0])  # torch copies one by one where layouts differ
+    return 1
+
+
+def _moved(name: str, args: tuple, inputs: list[Tensor], outputs: list[Tensor]) -> int:
+    """Return the bytes of the tensors that an operation reads and writes, each of them once."""
+    if name in ("gather", "index_select"):  # reads what it returns, and the places of that
+        return _size(args[2]) + _size(outputs[0]) + min(_size(args[0]), _size(outputs[0]))
+    if name == "scatter_":
+        return 2 * _size(args[2])
+    return sum({id(x): _size(x) for x in inputs + outputs if _on_device(x)}.values())
 
 
 def _size(tensor: Tensor) -> int:

@@ -47,7 +47,7 @@ def build_ours(config: Config, device: str) -> nn.Module:
     return model.to(device)
 
 
-def build_stock(config: Config, ours: nn.Module) -> nn.Module:
+def build_stock(config: Config, ours: nn.Module, *, weights: bool = True) -> nn.Module:
     """Build mmsegmentation's segmentor around a copy of our backbone's layers and weights.
 
     mmsegmentation has no CAE; its BEiT lacks the position embedding. So the blocks are ours, but
@@ -55,14 +55,17 @@ def build_stock(config: Config, ours: nn.Module) -> nn.Module:
     """
     device = next(ours.parameters()).device
     model = MODELS.build(_stock_config(config))
-    model.load_state_dict(ours.state_dict(), strict=True)
+    if weights:
+        model.load_state_dict(ours.state_dict(), strict=True)
     for module in model.modules():
+        if hasattr(module, "fast_path"):
+            module.fast = False
         if isinstance(module, CAEAttention):
             module.bias = "qv_bias"
             module.forward = types.MethodType(_beit_attention, module)
     taps = model.backbone._taps
     model.backbone._taps = lambda x: {i: tap.contiguous() for i, tap in taps(x).items()}
-    return model.to(device)
+    return model.to(device) if weights else model
 
 
 def _beit_attention(
@@ -81,6 +84,7 @@ def _stock_config(config: Config) -> dict[str, Any]:
 def build_optimizer(config: Config, model: nn.Module, device: str, *, stock: bool) -> OptimWrapper:
     """Build the recipe's optimiser; the stock one as torch gives it, mixed precision on CUDA."""
     wrapper = copy.deepcopy(config.optim_wrapper)
+    wrapper.optimizer.type = "AdamW" if stock else "FastAdamW"
     wrapper.optimizer.fused = not stock
     if device == "cuda":
         wrapper.update(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic")
@@ -94,3 +98,12 @@ def without_dropout(model: nn.Module) -> None:
             module.drop_prob = 0.0
         elif isinstance(module, nn.Dropout2d | nn.Dropout):
             module.p = 0.0
+
+
+def build_empty(config: Config, side: str) -> nn.Module:
+    """Build a side, "stock" or "ours", without memory for its weights (device "meta")."""
+    with torch.device("meta"):
+        accelerated = copy.deepcopy(config)
+        accelerate(accelerated)
+        ours = build_model(accelerated, 0, start=False)
+        return ours if side == "ours" else build_stock(config, ours, weights=False)

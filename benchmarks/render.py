@@ -9,14 +9,29 @@ from cae_seg.files import atomic_write_text, read_json
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
-Stock mmsegmentation against cae-seg: the same work on the same weights, in turns in one process,
-after a warm-up; medians. Written by `make bench` (`python -m benchmarks [case …]`); the numbers lie
-in `benchmarks/results/`.
+Stock mmsegmentation against cae-seg on the same weights. Written by `make bench`
+(`python -m benchmarks [case …]`) from the numbers in `benchmarks/results/`.
+
+**Timed** sections measure seconds on the machine that each one names: both sides in turns in one
+process, after a warm-up; medians. **Counted** sections run nothing on a GPU. They follow every
+operation of torch with fake tensors on a CUDA device that need not exist, and count what would be
+launched, read, written and waited for; training under fp16 autocast, evaluation in fp32. No figure
+is an estimate, and no time on a GPU has been measured yet: what a count says about speed there is
+an inference. The timed CPU sections were measured before the fused transformer blocks, the loss in
+fewer passes and the resizing by bands (see their dates) and have not been repeated since.
 
 **Stock** is what one would run otherwise, with the published settings: mmsegmentation's
 `EncoderDecoder`, `UPerHead`, `FCNHead`, its BEiT attention (scores, bias and soft-max as tensors),
 one window at a time, its transforms and its `IoUMetric`.
 """
+COUNTED = {
+    "kernels": "kernels",
+    "gigabytes": "GB read and written",
+    "tflop": "TFLOP",
+    "blocking_copies": "copies that block",
+    "waits": "waits for the device",
+    "peak_gb": "peak GB allocated",
+}
 TABLE = """| what | stock | ours | ratio | target | agreement |
 | --- | ---: | ---: | ---: | ---: | --- |"""
 COMPARED = {"what", "stock", "ours", "ratio", "target", "agreement", "unit"}
@@ -40,23 +55,46 @@ def _section(result: dict[str, Any]) -> str:
     where = facts.get("gpu") or f"{facts['cores']} cores, {facts['processor']}"
     versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if v)
     lines = [
-        f"## {result['case'].replace('_', ' ').capitalize()}, {result['device']}",
+        f"## {result['case'].replace('_', ' ').capitalize()}, {_how(result)}",
         "",
         f"{facts['date']}; {where}; {facts['threads']} threads; "
         f"load before {facts['load_before']}; Python {facts['python']}; {versions}.",
         "",
     ]
+    counted = [row for row in result["rows"] if "ours_kernels" in row]
+    if counted:
+        lines += [*_counted(counted), ""]
     compared = [row for row in result["rows"] if "ratio" in row]
     if compared:
         lines.append(TABLE)
         lines += [_compared(row) for row in compared]
         lines.append("")
     for row in result["rows"]:
+        if row in counted:
+            continue
         rest = {k: v for k, v in row.items() if k not in COMPARED and not k.endswith("_all")}
         if rest:
             items = "; ".join(f"{k.replace('_', ' ')} {_text(v)}" for k, v in rest.items())
             lines.append(f"- {row['what']}: {items}")
     return "\n".join([*lines, ""])
+
+
+def _how(result: dict[str, Any]) -> str:
+    if result["case"] == "counts":
+        return "counted for a CUDA device"
+    return f"timed on {result['device']}"
+
+
+def _counted(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a table of counts: stock → ours."""
+    lines = [
+        f"| what | {' | '.join(COUNTED.values())} |",
+        f"| --- | {' | '.join(['---:'] * len(COUNTED))} |",
+    ]
+    for row in rows:
+        cells = (f"{_text(row[f'stock_{k}'])} → {_text(row[f'ours_{k}'])}" for k in COUNTED)
+        lines.append(f"| {row['what']} | {' | '.join(cells)} |")
+    return lines
 
 
 def _compared(row: dict[str, Any]) -> str:

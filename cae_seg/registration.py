@@ -16,5 +16,6 @@ import cae_seg.models.heads.setr
 import cae_seg.models.heads.upernet
 import cae_seg.models.layer_decay
 import cae_seg.models.layers.batch_norm
+import cae_seg.models.optimizer
 import cae_seg.models.segmentor
 import cae_seg.models.tta  # noqa: F401

@@ -19,7 +19,7 @@ PARTS = (
     "cae_seg",
     "snakemake_executor_plugin_cae_slurm",
 )
-LONGEST_SECONDS = 3000.0  # guards against hanging
+LONGEST_SECONDS = 7000.0  # guards against hanging
 PROFILES = ("local", "slurm", "demo")
 
 

@@ -52,3 +52,19 @@ def test_the_pins_are_what_is_installed() -> None:
     wrong = {name: (pin, installed.get(name)) for name, pin in pins().items()}
     wrong = {name: pair for name, pair in wrong.items() if pair[0] != pair[1]}
     assert not wrong
+
+
+@pytest.mark.parametrize("recipe", ["Dockerfile", "cae-seg.def"])
+def test_container_recipes_install_the_pins_and_then_the_package(recipe: str) -> None:
+    text = (ROOT / "containers" / recipe).read_text()
+    pins = text.index("pip install --no-cache-dir -r /opt/cae-seg/requirements.txt")
+    package = text.index("pip install --no-cache-dir --no-deps /opt/cae-seg")
+    assert pins < package
+    assert "python:3.11-slim" in text
+
+
+def test_what_the_dockerfile_copies_is_not_ignored() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert not {"requirements.txt", "pyproject.toml", "README.md", "config", "workflow"} & {
+        *ignored
+    }

@@ -23,6 +23,8 @@ from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.structures import SegDataSample
 from torch import Tensor
 
+from cae_seg.data.batch import stage
+
 IGNORE = 255
 CROP_TRIES = 10
 _LEVELS = np.arange(256, dtype=np.uint8)
@@ -308,16 +310,18 @@ class BatchPreprocessor(SegDataPreProcessor):
             data: `inputs` (list of (3, H, W), or a batch) and `data_samples`.
             training: whether to pad to `size`, as training does.
         """
-        if self._takes(data["inputs"], training):
+        takes = self._takes(data["inputs"], training)
+        if takes and self.device.type == "cuda":
+            result = stage(data, self.device)
+            result["inputs"] = self._normalise_at_once(result["inputs"])
+        elif takes:
             result = self.cast_data(data)
             result["inputs"] = self._normalise(result["inputs"])
-            if training:
-                _tell_shapes(result["data_samples"], result["inputs"])
         else:
             result = super().forward(data, training)
-        for sample in result.get("data_samples") or ():
-            if "gt_sem_seg" in sample:
-                sample.gt_sem_seg.data = sample.gt_sem_seg.data.long()
+        if takes and training:
+            _tell_shapes(result["data_samples"], result["inputs"])
+        _widen_labels(result.get("data_samples") or ())
         return result
 
     def _takes(self, inputs: Sequence[Tensor] | Tensor, training: bool) -> bool:
@@ -340,6 +344,23 @@ class BatchPreprocessor(SegDataPreProcessor):
             row.copy_(image.flip(0) if self._channel_conversion else image)
             row.sub_(self.mean).div_(self.std)
         return batch
+
+    def _normalise_at_once(self, images: Tensor) -> Tensor:
+        if self._channel_conversion:
+            images = images.flip(1)
+        return (images - self.mean).div_(self.std)
+
+
+def _widen_labels(samples: Sequence[SegDataSample]) -> None:
+    """Turn labels into int64: parts of one tensor all at once."""
+    parts = [sample.gt_sem_seg for sample in samples if "gt_sem_seg" in sample]
+    whole = parts[0].data._base if parts else None
+    if whole is None or any(part.data._base is not whole for part in parts):
+        for part in parts:
+            part.data = part.data.long()
+        return
+    for part, label in zip(parts, whole.long(), strict=True):
+        part.data = label
 
 
 def _tell_shapes(samples: Sequence[SegDataSample], batch: Tensor) -> None:

@@ -23,8 +23,10 @@ REPLACEMENTS: dict[str, str] = {
     "train_transform": "the stock train pipeline → TrainTransform: only pixels that the crop keeps",
     "exact_metric": "IoUMetric → ExactIoUMetric: whole-number counts, unrounded",
     "augmented_test": "SegTTAModel → FastTTAModel: all views of an image at once",
-    "fused_optimizer": "one pass over weights, gradients and moments",
+    "fused_optimizer": "one pass over weights, gradients and moments; AdamW → FastAdamW",
 }
+# These choose the precision of their products by torch's autocast, which apex does not use.
+_OWN_PRECISION = ("fused_block", "fused_bottleneck", "matrix_deconvolution")
 _HEADS = {"UPerHead": "FastUPerHead", "FCNHead": "FastFCNHead"}
 _FUSED = ("AdamW", "Adam", "SGD")
 
@@ -42,6 +44,8 @@ def accelerate(config: Config) -> list[str]:
         UserError: `acceleration` names something unknown.
     """
     switches = _switches(config.pop("acceleration", True))
+    if config.get("precision") == "apex":
+        switches |= dict.fromkeys(_OWN_PRECISION, False)
     done = [name for name, replace in _TABLE.items() if switches[name] and replace(config)]
     if "segmentor" in done:
         paths = {name: switches[name] for name in FAST_PATHS}
@@ -144,10 +148,12 @@ def _flips(config: Config) -> list[Mapping[str, Any]]:
 
 def _fused_optimizer(config: Config) -> bool:
     optimizer = (config.get("optim_wrapper") or {}).get("optimizer") or {}
-    if optimizer.get("type") not in _FUSED or {"fused", "foreach"} & set(optimizer):
+    if optimizer.get("type") not in _FUSED or "foreach" in optimizer:
         return bool(optimizer.get("fused"))
-    optimizer.fused = True
-    return True
+    optimizer.setdefault("fused", True)
+    if optimizer.fused and optimizer.type == "AdamW":
+        optimizer.type = "FastAdamW"
+    return bool(optimizer.fused)
 
 
 # In this order: the model of an augmented test depends on the segmentor.

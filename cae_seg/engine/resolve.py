@@ -59,6 +59,7 @@ def resolve_run(job: TrainJob, ranks: Ranks) -> ResolvedRun:
     split = split_batch(global_batch_size(config), ranks.world, job.images_per_gpu)
     built = copy.deepcopy(config)
     built.train_dataloader.batch_size = split.per_rank
+    built.precision = precision
     accelerations = accelerate(built)
     inputs = ranks.ask_first(lambda: _inputs(config, job))
     decided = {

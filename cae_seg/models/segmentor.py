@@ -1,6 +1,7 @@
 """The segmentor: backbone and heads, and from images to labels by sliding windows."""
 
 import copy
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor
 from cae_seg.errors import UserError
 from cae_seg.models.accelerate import Switch, Switches, resolve, switch
 from cae_seg.models.heads.upernet import FastFCNHead, FastUPerHead
+from cae_seg.models.layers.batch_norm import counted_together
+from cae_seg.models.layers.replace import replace_layers
 from cae_seg.models.ops.cpu.memory import keep_freed_memory
 from cae_seg.models.ops.resize import resize_bilinear
 from cae_seg.models.ops.windows import Axis, Coarse, View, labels_of
@@ -61,7 +64,8 @@ class FastEncoderDecoder(EncoderDecoder):
             **kwargs,
         )
         self.fast_paths = switches
-        switch(self.backbone, switches)
+        replace_layers(self)
+        switch(self, switches)
 
     @property
     def active_fast_paths(self) -> list[str]:
@@ -73,6 +77,19 @@ class FastEncoderDecoder(EncoderDecoder):
         if self.fast_paths["kept_memory"] and inputs.device.type == "cpu":
             keep_freed_memory()
         return super().extract_feat(inputs)
+
+    def loss(self, inputs: Tensor, data_samples: list[SegDataSample]) -> dict[str, Tensor]:
+        """Return the losses of a batch (N, 3, H, W), as `EncoderDecoder`."""
+        with counted_together(self):
+            return super().loss(inputs, data_samples)
+
+    def parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum the losses, as mmengine; what is a single number already is not averaged."""
+        if not all(isinstance(value, Tensor) and value.numel() == 1 for value in losses.values()):
+            return super().parse_losses(losses)
+        losses = {name: value.reshape(()) for name, value in losses.items()}
+        total = functools.reduce(torch.add, [v for name, v in losses.items() if "loss" in name])
+        return total, {"loss": total, **losses}
 
     @torch.inference_mode()
     def predict_labels(

@@ -12,7 +12,7 @@ import pytest
 from browser import open_browser, require_browser
 from mmengine.config import Config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 RUNS = [
     ("tiny_300_lr1e-3", 0),

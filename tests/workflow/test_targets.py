@@ -1,10 +1,11 @@
 """The public targets, planned from the repository root with nothing in the home folder."""
 
+import shutil
 import subprocess
 import sys
 
 import pytest
-from checkouts import Plan
+from checkouts import ROOT, Plan
 
 BASE = "upernet_cae_base_12_512_slide_160k_ade20k_pt_{}"
 ALL = {"prepare_data": 1, "inspect_checkpoint": 5, "fine_tune": 5, "evaluate": 5, "summarise": 5}
@@ -96,6 +97,11 @@ def test_rows_share_the_inspection_of_their_checkpoint(checkout):
         sheet.write("checkpoint: checkpoints/cae_base_300ep.pth}\n")
     targets = [f"results/{name}/metrics.json" for name in ("again", "anew")]
     assert checkout.plan("--profile", "local", *targets).jobs["inspect_checkpoint"] == 1
+
+
+def test_the_test_folder_of_the_workflow_catalogue_plans_the_demo(checkout):
+    shutil.copytree(ROOT / ".test", checkout.path / ".test", symlinks=True)
+    assert checkout.plan("--directory", ".test", "--cores", "2").jobs["fine_tune"] == 5
 
 
 @pytest.mark.slow

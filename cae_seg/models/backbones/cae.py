@@ -18,10 +18,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cae_seg.models.layers.batch_norm import AnyDeviceSyncBN
-from cae_seg.models.layers.residual_block import ResidualBlock
+from cae_seg.models.layers.residual_block import ResidualBlock, operands_of
 from cae_seg.models.layers.stochastic import SampleDropPath
 from cae_seg.models.ops.attention import attend
 from cae_seg.models.ops.convolution import Deconvolution
+from cae_seg.models.ops.precision import product_dtype
 from cae_seg.models.ops.relative_bias import RelativeBias
 from cae_seg.models.pretrained.architectures import VIT
 from cae_seg.models.pretrained.load import FilledFromCheckpoint
@@ -77,21 +78,30 @@ class CAEAttention(Attention):
         qkv = F.linear(x, self.qkv.weight, bias)
         return self.proj_drop(self.proj(self.mix(qkv, shared_rel_pos_bias)))
 
-    def mix(self, qkv: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-        """Mix the values of all tokens: (B, N, 3 · C) → (B, N, C)."""
+    def mix(
+        self, qkv: Tensor, shared_rel_pos_bias: Tensor | None = None, table: Tensor | None = None
+    ) -> Tensor:
+        """Mix the values of all tokens: (B, N, 3 · C) → (B, N, C).
+
+        `table` is the relative position table in the precision of `qkv`, if that is at hand.
+        """
         qkv = qkv.unflatten(2, (3, self.num_heads, -1))
         return attend(
             qkv,  # B, N, 3, heads, C / heads
-            self._score_bias(qkv.dtype, shared_rel_pos_bias),
+            self._score_bias(qkv.dtype, shared_rel_pos_bias, table),
             self.scale,
             dropout=self.attn_drop.p if self.training else 0.0,
             tiled=self.fast,
         )
 
-    def _score_bias(self, dtype: torch.dtype, shared: Tensor | None) -> Tensor | None:
-        if self.relative_position_bias_table is None:
+    def _score_bias(
+        self, dtype: torch.dtype, shared: Tensor | None, values: Tensor | None
+    ) -> Tensor | None:
+        table = self.relative_position_bias_table
+        if table is None:
             return shared
-        own = RelativeBias.apply(self.relative_position_bias_table, *self.window_size, dtype)
+        values = table.detach().to(dtype) if values is None else values
+        own = RelativeBias.apply(table, *self.window_size, values)
         return own[None] if shared is None else own[None] + shared
 
 
@@ -229,12 +239,16 @@ class CAE(FilledFromCheckpoint, BaseModule):
             x = x + self.pos_embed
         x = self.pos_drop(x)
         shared = self._shared_bias(x)
+        blocks = self.blocks[: max(self.out_indices) + 1]
+        operands = [None] * len(blocks)
+        if all(block.fits(x) for block in blocks):
+            operands = operands_of(blocks, x)
         taps = {}
-        for i, block in enumerate(self.blocks[: max(self.out_indices) + 1]):
+        for i, block in enumerate(blocks):
             if self.use_checkpoint and torch.is_grad_enabled():
-                x = checkpoint(block, x, shared, use_reentrant=False)
+                x = checkpoint(block, x, shared, operands[i], use_reentrant=False)
             else:
-                x = block(x, shared)
+                x = block(x, shared, operands[i])
             if i in self.out_indices:
                 taps[i] = self.norm(x[:, 1:]).transpose(1, 2).unflatten(2, self.grid_size)
         return taps
@@ -242,9 +256,9 @@ class CAE(FilledFromCheckpoint, BaseModule):
     def _shared_bias(self, x: Tensor) -> Tensor | None:
         if self.rel_pos_bias is None:
             return None
-        dtype = torch.get_autocast_dtype(x.device.type) if _autocasts(x) else x.dtype
         table = self.rel_pos_bias.relative_position_bias_table
-        return RelativeBias.apply(table, *self.grid_size, dtype)[None]
+        values = table.detach().to(product_dtype(x))
+        return RelativeBias.apply(table, *self.grid_size, values)[None]
 
 
 @MODELS.register_module()
@@ -262,10 +276,6 @@ class CAEBlocks(CAE):
         """Return the tapped blocks' maps of images (B, in_chans, H, W)."""
         taps = self._taps(x)
         return tuple(taps[i] for i in self.out_indices)
-
-
-def _autocasts(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
 
 
 def _block(

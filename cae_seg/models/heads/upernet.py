@@ -17,7 +17,9 @@ from cae_seg.models.accelerate import Switch, Switches, resolve
 from cae_seg.models.layers.stochastic import SampleDropout2d
 from cae_seg.models.ops.convolution import conv1x1, conv3x3, conv3x3_of_concatenated
 from cae_seg.models.ops.loss import upsampled_cross_entropy
-from cae_seg.models.ops.resize import adaptive_avg_pool, resize_bilinear
+from cae_seg.models.ops.precision import product_dtype
+from cae_seg.models.ops.residual import WithGradient, cast_copies
+from cae_seg.models.ops.resize import pyramid_pool, resize_bilinear
 
 
 class _Head(nn.Module):
@@ -46,10 +48,11 @@ class _Head(nn.Module):
             ignore_index=self.ignore_index,
             align_corners=self.align_corners,
             tiled=bool(self.fast_paths["fused_loss"]),
+            weight=self.loss_decode.loss_weight,
         )
         # Named as in the published logs.
         return {
-            "loss_seg": self.loss_decode.loss_weight * result.loss,
+            "loss_seg": result.loss,
             "acc_seg": result.accuracy,
         }
 
@@ -82,35 +85,52 @@ class FastUPerHead(_Head, UPerHead):
 
     def psp_forward(self, inputs: list[Tensor]) -> Tensor:
         """Return the coarsest map with pooled context: (N, channels, h, w)."""
-        x = inputs[-1]
-        pooled = [
-            module[1](adaptive_avg_pool(x, scale))
-            for scale, module in zip(self.psp_modules.pool_scales, self.psp_modules, strict=True)
-        ]
-        return self._bottleneck(self.bottleneck, [x, *pooled])
+        return self._pool_context(inputs, self._kernels(inputs[-1]))
 
-    def _bottleneck(self, module: ConvModule, maps: list[Tensor]) -> Tensor:
-        mixed = conv3x3_of_concatenated(
-            maps, module.conv.weight, self.fast_paths, self.align_corners
-        )
+    def _pool_context(self, inputs: list[Tensor], kernels: dict[ConvModule, Tensor]) -> Tensor:
+        x = inputs[-1]
+        pooled = pyramid_pool(x, self.psp_modules.pool_scales)
+        context = [
+            _finish(conv, conv1x1(part, kernels[conv]))
+            for (_, conv), part in zip(self.psp_modules, pooled, strict=True)
+        ]
+        return self._bottleneck(self.bottleneck, [x, *context], kernels)
+
+    def _bottleneck(
+        self, module: ConvModule, maps: list[Tensor], kernels: dict[ConvModule, Tensor]
+    ) -> Tensor:
+        mixed = conv3x3_of_concatenated(maps, kernels[module], self.fast_paths, self.align_corners)
         return _finish(module, mixed)
+
+    def _kernels(self, x: Tensor) -> dict[ConvModule, Tensor]:
+        """Return each convolution's weight in the precision of products, cast by one kernel."""
+        pooling = [conv for _, conv in self.psp_modules]
+        modules = [*self.lateral_convs, *self.fpn_convs, *pooling]
+        modules += [self.bottleneck, self.fpn_bottleneck]
+        weights = [module.conv.weight for module in modules]
+        if (dtype := product_dtype(x)) != weights[0].dtype:
+            weights = WithGradient.apply(
+                *weights, *cast_copies([[weight] for weight in weights], dtype)
+            )
+        return dict(zip(modules, weights, strict=True))
 
     def _forward_feature(self, inputs: list[Tensor]) -> Tensor:
         inputs = self._transform_inputs(inputs)
+        kernels = self._kernels(inputs[-1])
         laterals = [
-            _finish(conv, conv1x1(x, conv.conv.weight))
+            _finish(conv, conv1x1(x, kernels[conv]))
             for conv, x in zip(self.lateral_convs, inputs[:-1], strict=True)
         ]
-        laterals.append(self.psp_forward(inputs))
+        laterals.append(self._pool_context(inputs, kernels))
         for finer in range(len(laterals) - 2, -1, -1):
             size = laterals[finer].shape[2:]
             resized = resize_bilinear(laterals[finer + 1], size, self.align_corners)
             laterals[finer] = laterals[finer] + resized
         outputs = [
-            _finish(conv, conv3x3(x, conv.conv.weight, self.fast_paths))
+            _finish(conv, conv3x3(x, kernels[conv], self.fast_paths))
             for conv, x in zip(self.fpn_convs, laterals[:-1], strict=True)
         ]
-        return self._bottleneck(self.fpn_bottleneck, [*outputs, laterals[-1]])
+        return self._bottleneck(self.fpn_bottleneck, [*outputs, laterals[-1]], kernels)
 
 
 @MODELS.register_module()

@@ -1,5 +1,8 @@
 """Batch normalisation over all ranks, on whatever device they run."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 from mmengine.registry import MODELS
@@ -30,6 +33,28 @@ class _SumOverRanks(torch.autograd.Function):
         return total, None
 
 
+@contextlib.contextmanager
+def counted_together(model: nn.Module) -> Iterator[None]:
+    """Count one batch in every `AnyDeviceSyncBN` of a model in train mode, by one kernel.
+
+    Inside, each of them is to see one batch.
+    """
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, AnyDeviceSyncBN) and layer.training and layer.track_running_stats
+    ]
+    if layers:
+        torch._foreach_add_([layer.num_batches_tracked for layer in layers], 1)
+    for layer in layers:
+        layer.counted = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.counted = False
+
+
 @MODELS.register_module()
 class AnyDeviceSyncBN(nn.SyncBatchNorm):
     """`nn.SyncBatchNorm` that also works on CPUs, with one process and with several.
@@ -43,6 +68,8 @@ class AnyDeviceSyncBN(nn.SyncBatchNorm):
             1×1 pooling branch), of which there is no variance.
     """
 
+    counted = False  # whether `counted_together` has counted the current batch already
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (N, C, …) per channel; the shape stays."""
         ranks = self._ranks()
@@ -53,11 +80,16 @@ class AnyDeviceSyncBN(nn.SyncBatchNorm):
             )
         if self.training and ranks > 1:
             on_cpu = input.device.type == "cpu"
-            return self._forward_ranks(input) if on_cpu else super().forward(input)
+            return self._forward_ranks(input) if on_cpu else self._forward_torch(input)
         few = input[0, 0].numel() <= _FEW_PIXELS and input.dtype == torch.float32
         if self.training and self.track_running_stats and self.affine and few:
             return self._forward_few(input)
         return self._forward_alone(input)
+
+    def _forward_torch(self, x: Tensor) -> Tensor:
+        if self.counted:  # torch counts as well
+            self.num_batches_tracked.sub_(1)
+        return super().forward(x)
 
     def _ranks(self) -> int:
         if not (dist.is_available() and dist.is_initialized()):
@@ -68,7 +100,8 @@ class AnyDeviceSyncBN(nn.SyncBatchNorm):
         """Count the batch; return the weight of its statistics in the running ones."""
         if not (self.training and self.track_running_stats):
             return 0.0 if self.momentum is None else self.momentum
-        self.num_batches_tracked.add_(1)
+        if not self.counted:
+            self.num_batches_tracked.add_(1)
         return 1.0 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
 
     def _forward_alone(self, x: Tensor) -> Tensor:

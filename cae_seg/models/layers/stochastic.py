@@ -7,6 +7,8 @@ before each (micro-)batch; the masks then lie ready as tensors, so that gradient
 recomputes with the same ones and a compiled graph reads them as plain inputs.
 """
 
+from weakref import WeakKeyDictionary
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -110,9 +112,24 @@ def set_randomness(
     masks = [_draw(module, (seed, iteration, index), total)[rows] for index, module in active]
     # One transfer for all: a copy per module would cost more than the forward of a small one.
     flat = torch.from_numpy(np.concatenate([mask.reshape(-1) for mask in masks]))
-    flat = flat.to(next(model.parameters()).device, non_blocking=True)
+    flat = _into_buffer(model, flat)
     for (_, module), part in zip(active, flat.split([m.size for m in masks]), strict=True):
         module.mask = part.view(samples, module.width)
+
+
+# A model's masks keep their place, so that a captured CUDA graph reads those of each iteration.
+_buffers: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
+
+
+def _into_buffer(model: nn.Module, values: Tensor) -> Tensor:
+    """Copy values to the model's device, into the memory that the last ones were in."""
+    device = next(model.parameters()).device
+    buffer = _buffers.get(model)
+    if buffer is None or buffer.device != device or buffer.shape != values.shape:
+        buffer = _buffers[model] = torch.empty_like(values, device=device)
+    if device.type == "cuda" and torch.cuda.is_available():
+        values = values.pin_memory()
+    return buffer.copy_(values, non_blocking=True)
 
 
 def clear_randomness(model: nn.Module) -> None:

@@ -23,17 +23,18 @@ class RelativeBias(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, table: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    def forward(ctx, table: Tensor, height: int, width: int, values: Tensor) -> Tensor:
         """Return (heads, N, N) with N = 1 + height·width of a ((2h−1)(2w−1)+3, heads) table.
 
         The last three rows of the table are those of class token to patch, patch to class token
-        and class token to itself.
+        and class token to itself. `values` is the table in the precision of the result.
         """
         ctx.grid, ctx.dtype = (height, width), table.dtype
-        tokens = 1 + height * width
-        by_head = torch.empty(table.shape[::-1], dtype=dtype, device=table.device).copy_(table.t())
+        by_head = values.detach().t()
+        if values.device.type == "cpu":
+            by_head = by_head.contiguous()
         bias = by_head.index_select(1, _index(height, width, table.device))
-        return bias.view(len(by_head), tokens, -1)[..., :tokens]
+        return bias.view(len(by_head), 1 + height * width, -1)[..., : 1 + height * width]
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:

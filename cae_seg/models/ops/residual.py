@@ -7,40 +7,57 @@ of the residual stream's size is made only to be added. In float32 the operation
 ones; under autocast the products run in its precision and the residual stream stays as it is.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 _ATEN = torch.ops.aten
 
 
-class CastWeights(torch.autograd.Function):
-    """Cast matrices and vectors to another precision by one kernel, and gradients back by one."""
+class WithGradient(torch.autograd.Function):
+    """Copies of parameters in another precision, with the gradient of the parameters."""
 
     @staticmethod
-    def forward(ctx, dtype: torch.dtype, matrices: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the first `matrices` tensors cast, and the rest as one vector.
-
-        The gradients of the vectors do not come this way.
-        """
-        ctx.dtype, ctx.vectors = tensors[0].dtype, len(tensors) - matrices
-        vectors = tensors[matrices:]
-        flat = tensors[0].new_empty(sum(map(len, vectors)), dtype=dtype)
-        cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors[:matrices]]
-        torch._foreach_copy_([*cast, *flat.split([len(v) for v in vectors])], list(tensors))
-        ctx.mark_non_differentiable(flat)
+    def forward(ctx, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the second half of `tensors`, copies of the first half."""
+        count = len(tensors) // 2
+        ctx.dtypes = [parameter.dtype for parameter in tensors[:count]]
+        ctx.strides = [parameter.stride() for parameter in tensors[:count]]
         ctx.set_materialize_grads(False)
-        return *cast, flat
+        return tuple(copy.view_as(copy) for copy in tensors[count:])
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Cast the gradients that there are."""
-        present = [grad for grad in gradients[:-1] if grad is not None]
-        cast = [torch.empty_like(grad, dtype=ctx.dtype) for grad in present]
+    def backward(ctx, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Cast the gradients that there are, by one kernel."""
+        present = [grad for grad in gradients if grad is not None]
+        cast = [
+            torch.empty_strided(grad.shape, stride, dtype=dtype, device=grad.device)
+            for grad, stride, dtype in zip(gradients, ctx.strides, ctx.dtypes, strict=True)
+            if grad is not None
+        ]
         if present:
             torch._foreach_copy_(cast, present)
         rest = iter(cast)
-        found = [None if grad is None else next(rest) for grad in gradients[:-1]]
-        return None, None, *found, *[None] * ctx.vectors
+        return *(None if grad is None else next(rest) for grad in gradients), *[None] * len(
+            gradients
+        )
+
+
+@torch.no_grad()
+def cast_copies(groups: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> list[Tensor]:
+    """Return a copy of each group, joined along the first axis, in another precision.
+
+    One kernel for all of them; no gradient.
+    """
+    copies, parts = [], []
+    for group in groups:
+        lengths = [len(tensor) for tensor in group]
+        copies.append(group[0].new_empty(sum(lengths), *group[0].shape[1:], dtype=dtype))
+        parts += copies[-1].split(lengths)
+    torch._foreach_copy_(parts, [tensor.detach() for group in groups for tensor in group])
+    return copies
 
 
 class NormLinear(torch.autograd.Function):
@@ -93,17 +110,7 @@ def _bias_gradients(rows: Tensor, ctx, first: int, dtype: torch.dtype) -> list[T
 
 
 class ResidualLinear(torch.autograd.Function):
-    """`x + mask · gamma · linear(h)` for x (B, N, C) and h (B, N, K).
-
-    Args:
-        x: the residual stream.
-        h: the branch before its last matrix, in the precision of that.
-        weight: (C, K).
-        bias: (C,) in the precision of the matrix.
-        gamma: layer scale (C,), or None.
-        mask: of drop path, (B, 1), or None.
-        bias_parameter: what `bias` was cast from; gets its gradient.
-    """
+    """`x + scale · linear(h)` for x (B, N, C) and h (B, N, K)."""
 
     @staticmethod
     def forward(
@@ -112,39 +119,78 @@ class ResidualLinear(torch.autograd.Function):
         h: Tensor,
         weight: Tensor,
         bias: Tensor,
+        scale: "Scale",
         gamma: Tensor | None,
-        mask: Tensor | None,
         bias_parameter: Tensor,
     ) -> Tensor:
-        """Multiply, scale and add."""
+        """Multiply, scale and add.
+
+        Args:
+            ctx: of autograd.
+            x: the residual stream.
+            h: the branch before its last matrix, in the precision of that.
+            weight: (C, K).
+            bias: (C,) in the precision of the matrix.
+            scale: layer scale times mask.
+            gamma: the parameter in `scale`; gets its gradient.
+            bias_parameter: what `bias` was cast from; gets its gradient.
+        """
         with torch.autocast(x.device.type, enabled=False):
             y = torch.nn.functional.linear(h, weight, bias)
-            scale = gamma
-            if mask is not None:
-                scale = (mask if gamma is None else mask * gamma)[:, None]  # B, 1, C or 1
-            ctx.save_for_backward(h, weight, scale, mask, None if gamma is None else y)
+            factor = scale.factor
+            ctx.save_for_backward(h, weight, factor, scale.mask, None if gamma is None else y)
             ctx.sizes = [len(bias)]
-            return x + y if scale is None else torch.addcmul(x, y, scale)
+            return x + y if factor is None else torch.addcmul(x, y, factor)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, h, matrix, layer scale and bias."""
-        h, weight, scale, mask, y = ctx.saved_tensors
+        h, weight, factor, mask, y = ctx.saved_tensors
         for_gamma = None if y is None else _scale_gradient(grad, y, mask)
-        if scale is None:
+        if factor is None:
             rows = grad.to(h.dtype)
         else:
-            rows = torch.mul(grad, scale, out=torch.empty_like(grad, dtype=h.dtype))
+            rows = torch.mul(grad, factor, out=torch.empty_like(grad, dtype=h.dtype))
         rows = rows.flatten(0, 1)
         for_weight = rows.t() @ h.flatten(0, 1) if ctx.needs_input_grad[2] else None
         (for_bias,) = _bias_gradients(rows, ctx, 6, grad.dtype)
         for_h = (rows @ weight).view_as(h)
-        return grad, for_h, for_weight, None, for_gamma, None, for_bias
+        return grad, for_h, for_weight, None, None, for_gamma, for_bias
+
+
+class Scale(NamedTuple):
+    """What a residual branch is multiplied by.
+
+    Args:
+        factor: layer scale times mask, (B, 1, C) or (C,) or (B, 1, 1); None for one.
+        mask: of drop path for each row of the branch, (B · N,); None without.
+    """
+
+    factor: Tensor | None
+    mask: Tensor | None
+
+
+def scales(
+    gammas: Sequence[Tensor | None], masks: Sequence[Tensor | None], tokens: int
+) -> list[Scale]:
+    """Combine layer scales (C,) and masks (B, 1) of several branches, by a kernel for each step."""
+    masked = [i for i, mask in enumerate(masks) if mask is not None]
+    rows, factors = {}, {}
+    if masked:
+        stacked = torch.stack([masks[i] for i in masked])  # branches, B, 1
+        by_row = stacked.expand(-1, -1, tokens).reshape(len(masked), -1)
+        rows = dict(zip(masked, by_row.unbind(), strict=True))
+        factors = dict(zip(masked, stacked[..., None].unbind(), strict=True))
+        if all(gammas[i] is not None for i in masked):
+            by_branch = torch.stack([gammas[i].detach() for i in masked])[:, None, None]
+            factors = dict(zip(masked, (stacked[..., None] * by_branch).unbind(), strict=True))
+    return [
+        Scale(factors.get(i, gamma if gamma is None else gamma.detach()), rows.get(i))
+        for i, gamma in enumerate(gammas)
+    ]
 
 
 def _scale_gradient(grad: Tensor, y: Tensor, mask: Tensor | None) -> Tensor:
     """Return Σ mask · grad · y over images and tokens: (C,)."""
-    by_image = (grad * y).sum(1)  # B, C
-    if mask is None:
-        return by_image.sum(0)
-    return torch.mv(by_image.t(), mask[:, 0])
+    rows = (grad * y).flatten(0, 1)
+    return rows.sum(0) if mask is None else torch.mv(rows.t(), mask)
