@@ -55,13 +55,21 @@ def _configured(wrapper: dict[str, Any]) -> str:
 
 
 def _require_apex() -> None:
+    if importlib.util.find_spec("apex") is None:
+        problem = "is not installed"
+    elif _has_amp():
+        return
+    else:
+        problem = "has no apex.amp (removed in 25.07; or it is the unrelated `apex` from PyPI)"
+    raise UserError(
+        f"precision apex: NVIDIA's apex {problem}; install its tag 25.04 (pip install -v "
+        "--no-build-isolation git+https://github.com/NVIDIA/apex@25.04), or use fp16, which needs "
+        "no extra packages and means the same"
+    )
+
+
+def _has_amp() -> bool:
     try:
-        present = importlib.util.find_spec("apex.amp") is not None
+        return importlib.util.find_spec("apex.amp") is not None
     except ImportError:
-        present = False
-    if not present:
-        raise UserError(
-            "precision apex: needs NVIDIA's apex, built from github.com/NVIDIA/apex (the package "
-            "`apex` of the Python registry is an unrelated web library); fp16 needs nothing more "
-            "and means the same"
-        )
+        return False

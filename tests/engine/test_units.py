@@ -145,10 +145,21 @@ def test_precision_by_device():
     assert choose_precision("bf16", "cuda") == "bf16"
     with pytest.raises(UserError, match="needs a GPU"):
         choose_precision("fp16", "cpu")
-    with pytest.raises(UserError, match=r"github.com/NVIDIA/apex.*unrelated"):
+    with pytest.raises(UserError, match=r"apex is not installed; install its tag 25.04"):
         choose_precision("apex", "cuda")
     with pytest.raises(UserError, match="none of auto"):
         choose_precision("half", "cuda")
+
+
+def test_apex_without_amp_is_told_from_no_apex(tmp_path, monkeypatch):
+    (tmp_path / "apex").mkdir()
+    (tmp_path / "apex" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="has no apex.amp"):
+        choose_precision("apex", "cuda")
+    (tmp_path / "apex" / "amp.py").touch()
+    monkeypatch.delitem(sys.modules, "apex", raising=False)
+    assert choose_precision("apex", "cuda") == "apex"
 
 
 @pytest.mark.parametrize("text", ["much", "0", "-1e-4", "nan", "inf", ""])
