@@ -11,6 +11,7 @@ from cae_seg.data.prepare.manifest import load_manifest
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.batch import BatchSplit, split_batch
 from cae_seg.engine.checkpoint_report import known_sha256
+from cae_seg.engine.classes import check_classes
 from cae_seg.engine.config import global_batch_size, load_config
 from cae_seg.engine.identity import identity_of
 from cae_seg.engine.job import EvaluateJob, Job, TrainJob
@@ -81,6 +82,7 @@ def apply_job(config: Config, job: Job) -> Config:
         UserError: a file is missing, or a number is none.
     """
     config = copy.deepcopy(config)
+    check_classes(config)
     if job.data is not None:
         point_to(config, load_manifest(job.data).root)
     if isinstance(job, EvaluateJob):

@@ -246,7 +246,7 @@ def test_a_run_of_an_earlier_version_is_named_and_left_alone(copied):
     with pytest.raises(UserError, match="run of an earlier version of cae-seg"):
         launch_train(copied)
     changed = {path.name for path in before if before[path] != path.read_bytes()}
-    assert changed <= {"writer.lock"}
+    assert changed <= {"writer.lock", "writer.lock.json"}
     assert not list(copied.work_dir.parent.glob("work.stale-*"))
 
 
@@ -302,6 +302,33 @@ def test_published_option_names_the_checkpoint(make_job, tmp_path):
 def test_model_that_cannot_be_built_is_one_line(make_job, config, tmp_path, model, message):
     wrong = tmp_path / "wrong.py"
     wrong.write_text(f'_base_ = "{config}"\nmodel = dict({model})\n')
+    job = make_job(config=wrong)
+    with pytest.raises(UserError, match=message):
+        launch_train(job)
+    assert not job.work_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "model = dict(auxiliary_head=dict(num_classes=21))",
+            r"model.auxiliary_head.num_classes is 21, but the data set .* has 150 classes",
+        ),
+        (
+            "train_dataloader = dict(dataset=dict(metainfo=dict(classes=('a', 'b'))))",
+            r"num_classes is 150, but the data set of train_dataloader has 2 classes",
+        ),
+        (
+            "names = tuple(f'class {i}' for i in range(300))\n"
+            "train_dataloader = dict(dataset=dict(metainfo=dict(classes=names)))",
+            r"300 classes; annotations of 8 bits hold at most 255",
+        ),
+    ],
+)
+def test_other_classes_than_the_data_has_are_one_line(make_job, config, tmp_path, change, message):
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text(f'_base_ = "{config}"\n{change}\n')
     job = make_job(config=wrong)
     with pytest.raises(UserError, match=message):
         launch_train(job)

@@ -155,7 +155,7 @@ def test_apex_without_amp_is_told_from_no_apex(tmp_path, monkeypatch):
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="has no apex.amp"):
+    with pytest.raises(UserError, match=r"has no apex\.amp"):
         choose_precision("apex", "cuda")
     (tmp_path / "apex" / "amp.py").touch()
     monkeypatch.delitem(sys.modules, "apex", raising=False)
