@@ -2,10 +2,11 @@
 # make test   format, lint, workflow checks and all tests, SLURM included
 # make chaos  20 sequences of random faults on a test cluster (two hours on two cores)
 # make ui     the MLflow UI on this machine
+# make zoo    which configs of mmsegmentation's zoo work, into docs/zoo.md (about ten minutes)
 # make bench  stock mmsegmentation against cae-seg, into docs/benchmarks.md
 # make install TORCH=cpu         PyTorch's build for a platform: cpu, cu126, cu128, cu130, …
 # make test-python PY=3.12       the fast tests on another Python, in an environment of its own
-.PHONY: install test-python demo test lint test-tools fast-test slow-test chaos format ui bench
+.PHONY: install test-python demo test lint test-tools fast-test slow-test chaos format ui bench zoo
 
 SHELL := /bin/bash
 VENV := .venv
@@ -70,3 +71,6 @@ ui: install
 
 bench: install
 	python -m benchmarks
+
+zoo: install
+	python -m benchmarks.zoo

@@ -1,13 +1,15 @@
 """Types of command-line arguments: numbers in a range, files and folders that can be written.
 
 Each raises `argparse.ArgumentTypeError`, which the parser turns into one line with the option.
+Options of a config are KEY=VALUE pairs, and have a function of their own.
 """
 
 import argparse
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cae_seg.errors import UserError
 from cae_seg.files import check_output_file, check_writable
@@ -62,3 +64,24 @@ def _checked(text: str, check: Callable[[Path], None]) -> Path:
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return Path(text)
+
+
+def config_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs as mmengine's own command lines do.
+
+    Raises:
+        UserError: a pair has no "=", or a value has unbalanced brackets.
+    """
+    for pair in pairs:
+        if "=" not in pair:
+            raise UserError(f"--cfg-options {pair}: write KEY=VALUE")
+    if not pairs:
+        return {}
+    from mmengine.config import DictAction
+
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--pairs", nargs="+", action=DictAction)
+    try:
+        return parser.parse_args(["--pairs", *pairs]).pairs
+    except Exception as error:  # mmengine asserts and indexes on unbalanced brackets
+        raise UserError(f"--cfg-options {' '.join(pairs)}: malformed value") from error

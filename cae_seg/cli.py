@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cae_seg import __version__
-from cae_seg.arguments import LARGEST_SEED, number, output_file, output_folder, whole_number
+from cae_seg.arguments import (
+    LARGEST_SEED,
+    config_options,
+    number,
+    output_file,
+    output_folder,
+    whole_number,
+)
 from cae_seg.crash import report_crash
 from cae_seg.errors import UserError, nearest
 from cae_seg.redaction import redact
@@ -99,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_train,
         _add_evaluate,
         _add_predict,
+        _add_check_sheet,
         _add_export,
         _add_summarise,
         _add_track,
@@ -193,7 +201,7 @@ def _prepare_checkpoint(options: argparse.Namespace) -> None:
         options.config,
         options.out,
         sha256=options.sha256,
-        cfg_options=_config_options(options),
+        cfg_options=config_options(options.cfg_options),
     )
     print(report["summary"])
 
@@ -217,25 +225,6 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings that replace those of the config, e.g. model.pretrained=FILE",
     )
-
-
-def _config_options(options: argparse.Namespace) -> dict[str, Any]:
-    """Read KEY=VALUE pairs as mmengine's own command lines do."""
-    for item in options.cfg_options:
-        if "=" not in item:
-            raise UserError(f"--cfg-options {item}: write KEY=VALUE")
-    if not options.cfg_options:
-        return {}
-    from mmengine.config import DictAction
-
-    parser = _Parser(prog="cae-seg train")
-    parser.add_argument("--pairs", nargs="+", action=DictAction)
-    try:
-        return parser.parse_args(["--pairs", *options.cfg_options]).pairs
-    except Exception as error:  # mmengine asserts and indexes on unbalanced brackets
-        raise UserError(
-            f"--cfg-options {' '.join(options.cfg_options)}: malformed value"
-        ) from error
 
 
 def _add_device_options(parser: argparse.ArgumentParser) -> None:
@@ -341,7 +330,7 @@ def _train(options: argparse.Namespace) -> int:
         pretrained=options.pretrained,
         data=options.data,
         deterministic=options.deterministic,
-        cfg_options=_config_options(options),
+        cfg_options=config_options(options.cfg_options),
         workers=options.workers,
         images_per_gpu=options.images_per_gpu,
         time_budget=options.time_budget,
@@ -385,7 +374,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         out=options.out,
         show_dir=options.show_dir,
         aug_test=options.aug_test,
-        cfg_options=_config_options(options),
+        cfg_options=config_options(options.cfg_options),
         name=options.name,
         seed=options.seed,
         workers=options.workers,
@@ -412,6 +401,20 @@ def _predict(options: argparse.Namespace) -> None:
         options.weights, options.inputs, options.out, config=options.config, device=options.device
     )
     print(f"{len(maps)} label map(s) and painted image(s) in {options.out}")
+
+
+def _add_check_sheet(commands: Any) -> None:
+    help_ = "check configs, options and knobs of a sheet's rows, as every dry run does"
+    parser = _add(commands, "check-sheet", _check_sheet, help_)
+    parser.add_argument("sheet", type=Path)
+
+
+def _check_sheet(options: argparse.Namespace) -> None:
+    from cae_seg.engine.check_sheet import check_rows
+    from cae_seg.sheet.reading import load_sheet
+
+    number = check_rows(load_sheet(options.sheet))
+    print(f"{options.sheet}: is valid; {number} row(s) change their recipe")
 
 
 def _add_export(commands: Any) -> None:

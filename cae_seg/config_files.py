@@ -3,6 +3,7 @@
 No library is imported, so that the command line and Snakemake can check names at once.
 """
 
+import ast
 import difflib
 import importlib.util
 import re
@@ -59,6 +60,34 @@ def zoo_configs() -> dict[str, Path]:
     return {
         path.relative_to(folder).as_posix(): path for path in found if "_base_" not in path.parts
     }
+
+
+def files_of_config(path: Path) -> list[Path]:
+    """Return a config file and the files that it inherits from, as far as they can be told."""
+    found: list[Path] = []
+    waiting = [path]
+    while waiting:
+        file = waiting.pop()
+        if file in found or not file.is_file():
+            continue
+        found.append(file)
+        waiting += [file.parent / base for base in _bases(file)]
+    return found
+
+
+def _bases(file: Path) -> list[str]:
+    try:
+        tree = ast.parse(file.read_text())
+    except (SyntaxError, UnicodeDecodeError):
+        return []
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and "_base_" in map(ast.unparse, node.targets):
+            try:
+                bases = ast.literal_eval(node.value)
+            except ValueError:
+                return []
+            return [bases] if isinstance(bases, str) else list(bases)
+    return []
 
 
 def named_batch_size(stem: str) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "cae_seg"
 FLOORS = {
     **dict.fromkeys(("cli", "doctor", "clean"), 5),
-    **dict.fromkeys(("launch", "tracking"), 4),
+    **dict.fromkeys(("launch", "tracking", "site_checks"), 4),
     **dict.fromkeys(("engine", "results"), 3),
     "run": 2,
     **dict.fromkeys(("models", "data", "sheet"), 1),

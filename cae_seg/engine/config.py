@@ -12,14 +12,12 @@ from cae_seg.config_files import find_config, named_batch_size
 from cae_seg.engine.job import Knobs
 from cae_seg.engine.knobs import apply_knobs
 from cae_seg.engine.options import check_options, merge_options, unread_keys
-from cae_seg.engine.readers import similar_types, unknown_types
+from cae_seg.engine.readers import OF_OLD_VERSIONS, similar_types, unknown_types
 from cae_seg.errors import UserError
 from cae_seg.run.logs import quiet_imports
 
 logger = logging.getLogger(__name__)
 
-# Top-level keys of mmsegmentation 0.x that have a new name or form in 1.x.
-OLD_KEYS = {"data", "optimizer_config", "lr_config", "checkpoint_config", "evaluation"}
 # Packages that configs of the zoo import or name types of, and what provides them.
 PROVIDED_BY = {
     "mmpretrain": "onedl-mmpretrain (pip install 'cae-seg[zoo]')",
@@ -35,7 +33,8 @@ def load_config(
     Knobs come first, so that an option for one of the places that a knob sets takes precedence.
     The modules of `custom_imports` are imported. `model.pretrained` (the published spelling) is
     moved to the backbone's `init_cfg`, `model.timm`, `model.head` and `model.frozen` are replaced
-    by the backbone and heads that they name, and `total_batch_size` is filled in.
+    by the backbone and heads that they name, and `total_batch_size` is filled in. Keys that nothing
+    reads are logged as warnings.
 
     Args:
         name: a path, the stem of a shipped config, or `mmseg::FAMILY/NAME.py`.
@@ -45,8 +44,20 @@ def load_config(
     Raises:
         UserError: the file cannot be found or read, or an option or a knob does not fit it.
     """
-    options = dict(options or {})
     config = read_config(find_config(name))
+    applied = apply_options(config, options or {}, knobs or Knobs())
+    for key in unread_keys(applied):
+        logger.warning("%s: %s: nothing reads this key; it has no effect", config.filename, key)
+    return applied
+
+
+def apply_options(config: Config, options: dict[str, Any], knobs: Knobs) -> Config:
+    """Return a copy of a config that was read, checked and changed as `load_config` does.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    config, options = config.copy(), dict(options)
     move_pretrained(config)
     compose(config, options)
     merged = merge_options(config, options)
@@ -54,7 +65,7 @@ def load_config(
     check_types(merged)
     check_options(config, options)
     config.total_batch_size = global_batch_size(config)
-    apply_knobs(config, knobs or Knobs())
+    apply_knobs(config, knobs)
     config = merge_options(config, options)
     move_pretrained(config, none_clears="model.pretrained" in options)
     return config
@@ -74,7 +85,7 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
     if "model" not in config:
         raise UserError(f"{path}: has no model; name one of the configs in configs_local")
-    if "train_dataloader" not in config and (old := sorted(OLD_KEYS & set(config))):
+    if "train_dataloader" not in config and (old := sorted(OF_OLD_VERSIONS & set(config))):
         raise UserError(
             f"{path}: {', '.join(old)}: keys of mmsegmentation 0.x; write the config for 1.x"
         )
@@ -173,12 +184,6 @@ def global_batch_size(config: Config) -> int:
     if total := named_batch_size(Path(config.filename or "").stem):
         return total
     return (config.get("train_dataloader") or {}).get("batch_size", 1)
-
-
-def warn_of_unread_keys(config: Config) -> None:
-    """Log a warning for each key of the file that no class or reader takes."""
-    for key in unread_keys(config):
-        logger.warning("%s: %s: nothing reads this key; it has no effect", config.filename, key)
 
 
 def one_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from cae_seg.engine.meta import on_meta_device
-from cae_seg.engine.readers import TOP_LEVEL, reader_of
+from cae_seg.engine.readers import OF_OLD_VERSIONS, TOP_LEVEL, reader_of
 from cae_seg.errors import UserError
 
 # Keys that the command decides, whatever the config holds: pattern and what to use instead.
@@ -106,12 +106,15 @@ def _open_empty_parts(config: Config, key: str) -> None:
 def unread_keys(config: Config) -> Iterator[str]:
     """Yield the dotted keys of a config file that nothing reads.
 
-    Variables at the top of the file are not among them: the file itself may have read them.
+    Variables at the top of the file are not among them, because the file itself may have read them;
+    keys of mmsegmentation 0.x are.
     """
+    yield from sorted(OF_OLD_VERSIONS & set(config))
     for top in sorted(TOP_LEVEL & set(config)):
         for path, node in _nodes(config[top], top):
             if isinstance(node, dict) and (reader := reader_of(config, path, node)).complete:
-                yield from (f"{path}.{name}" for name in node if not reader.reads(str(name)))
+                keys = (f"{path}.{name}" for name in node if not reader.reads(str(name)))
+                yield from (key for key in keys if not _is_known(key, config))
 
 
 @dataclass(frozen=True)
@@ -128,8 +131,7 @@ class _Checker:
 
     def problem(self, key: str) -> str | None:
         """Return what is wrong with an option, or None."""
-        known = [*self.config.get("known_keys", ()), *self.merged.get("known_keys", ())]
-        if any(key == name or key.startswith(f"{name}.") for name in known):
+        if _is_known(key, self.config) or _is_known(key, self.merged):
             return None
         reason = self._decided(key) or self._unread(key) or self._unused(key)
         return f"{key}: {reason}" if reason else None
@@ -210,6 +212,11 @@ class _Checker:
             for path, found in _nodes(self.config[top], top):
                 if type(found) is type(value) and found == value:
                     yield path
+
+
+def _is_known(key: str, config: Config) -> bool:
+    """Tell whether a config declares a key, or a part above it, in its `known_keys`."""
+    return any(key == name or key.startswith(f"{name}.") for name in config.get("known_keys", ()))
 
 
 def _leaf_keys(options: dict[str, Any], prefix: str = "") -> Iterator[str]:

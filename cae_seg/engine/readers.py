@@ -18,6 +18,9 @@ from mmengine.registry import Registry
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from cae_seg.engine.acceleration import REPLACEMENTS
+from cae_seg.models.accelerate import FAST_PATHS
+
 # Top-level keys that Runner takes or reads from its config, and those that our engine reads.
 READ_BY_RUNNER = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"} | {
     "activation_checkpointing",
@@ -38,6 +41,21 @@ READ_BY_US = {
     "total_batch_size",
 }
 TOP_LEVEL = READ_BY_RUNNER | READ_BY_US
+# Top-level keys of mmsegmentation 0.x, which have other names or forms in 1.x.
+OF_OLD_VERSIONS = frozenset(
+    {
+        "checkpoint_config",
+        "data",
+        "evaluation",
+        "fp16",
+        "log_config",
+        "lr_config",
+        "optimizer_config",
+        "resume_from",
+        "runner",
+        "workflow",
+    }
+)
 
 _CLIP_GRAD = {"type", "max_norm", "norm_type", "clip_value", "error_if_nonfinite", "foreach"}
 _LOADER = {*inspect.signature(DataLoader).parameters, "num_batch_per_epoch"}
@@ -49,6 +67,7 @@ _MAPPINGS: list[tuple[str, set[str]]] = [
     (r"env_cfg", {"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"}),
     (r"env_cfg\.mp_cfg", {"mp_start_method", "opencv_num_threads"}),
     (r"env_cfg\.dist_cfg", {"backend", "timeout", "init_backend"}),
+    (r"acceleration", {*REPLACEMENTS, *FAST_PATHS}),
     (r"auto_scale_lr", {"enable", "base_batch_size"}),
     (r"custom_imports", {"imports", "allow_failed_imports"}),
     (r"optim_wrapper\.clip_grad", _CLIP_GRAD),

@@ -5,7 +5,9 @@ No library is needed here, so that a mistyped name costs a moment and not a queu
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from cae_seg.config_files import find_config
 from cae_seg.data.prepare.index import check_unchanged
@@ -23,7 +25,7 @@ def check_job(job: Job) -> None:
     """
     find_config(job.config)
     if isinstance(job, TrainJob):
-        _check_conflicts(job)
+        check_conflicts(job.cfg_options, vars(job))
     if job.data is not None:
         check_unchanged(load_manifest(job.data), job.data)
     if job.nodes < 1:
@@ -72,11 +74,19 @@ _REPLACED_BY = [
 ]
 
 
-def _check_conflicts(job: TrainJob) -> None:
-    """Refuse options for keys that another argument of the command replaces."""
-    for key in job.cfg_options:
+def check_conflicts(options: Iterable[str], given: Mapping[str, Any]) -> None:
+    """Refuse options for keys that another argument replaces.
+
+    Args:
+        options: dotted keys.
+        given: arguments of the job by field; None and "auto" replace nothing.
+
+    Raises:
+        UserError: naming the key and the argument.
+    """
+    for key in options:
         for pattern, field in _REPLACED_BY:
-            if re.fullmatch(pattern, key) and getattr(job, field) not in (None, "auto"):
+            if re.fullmatch(pattern, key) and given.get(field) not in (None, "auto"):
                 name = field.replace("_", "-")
                 raise UserError(f"{key}: is replaced by --{name}; leave one of the two out")
 

@@ -35,9 +35,9 @@ def write_model(weights: Path, folder: Path) -> None:
 
 def _load_pyfunc(data_path: str) -> Any:
     """Return what MLflow wraps: a model with `predict(images)`."""
-    from cae_seg.api import load
+    from cae_seg.engine.segmenter import open_segmenter
 
-    return load(data_path)
+    return open_segmenter(Path(data_path))
 
 
 def fetch_weights(address: str) -> Path:

@@ -44,6 +44,17 @@ def test_a_mistake_in_the_sheet_stops_everything_with_one_line(checkout):
     assert not (checkout.path / "results").exists()
 
 
+def test_an_option_without_effect_stops_a_dry_run_with_one_line(checkout):
+    options = "precision: fp32\n  options: {model.backbone.depht: 3}"
+    checkout.edit("config/demo.yaml", "precision: fp32", options)
+    done = checkout.snakemake("--profile", "demo", "--dry-run")
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+    assert len(errors) == 1
+    assert "config/demo.yaml: experiment 'tiny_300_lr1e-3': options: model.backbone.d" in errors[0]
+    assert "Traceback" not in done.stderr
+
+
 def test_an_unknown_sheet_is_named_with_the_nearest(checkout):
     done = checkout.snakemake("--profile", "local", "--config", "sheet=config/publishd.yaml")
     assert done.returncode != 0

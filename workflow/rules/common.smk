@@ -2,6 +2,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from cae_seg.engine.check_sheet import check_sheet
 from cae_seg.run.paths import RunFolder
 from cae_seg.run.provenance import code_fingerprint
 from cae_seg.errors import UserError
@@ -20,7 +21,9 @@ def read_sheet() -> Sheet:
     if set(path) & EXPANDED:
         raise SystemExit(f"error: {path}: one of <>{{}} in the name; rename the sheet")
     try:
-        return load_sheet(path)
+        sheet = load_sheet(path)
+        check_sheet(sheet, Path(".snakemake/checked_sheets"))
+        return sheet
     except UserError as error:
         raise SystemExit(f"error: {error}")
 

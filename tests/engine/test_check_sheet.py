@@ -1,0 +1,76 @@
+"""Options and knobs of a sheet's rows are checked when the sheet is read, once."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cae_seg.engine.check_sheet import check_rows, check_sheet
+from cae_seg.errors import UserError
+from cae_seg.sheet.reading import Sheet, load_sheet
+
+ROW = {
+    "name": "a",
+    "backbone": "ViT-tiny",
+    "pretraining_epochs": 300,
+    "checkpoint": "c.pth",
+    "learning_rate": "1e-3",
+    "gpus": 0,
+}
+TINY = Path("configs_local/cae/upernet/upernet_cae_tiny_demo.py")
+
+
+def sheet_of(folder: Path, **keys: object) -> Sheet:
+    path = folder / "sheet.yaml"
+    path.write_text(yaml.safe_dump({"experiments": [{**ROW, "name": "b"}, {**ROW, **keys}]}))
+    return load_sheet(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"options": {"model.backbone.depht": 3}}, "model.backbone.depht: .*nearest: depth"),
+        ({"options": {"max_iterations": 3}}, "max_iterations: .*use --iterations"),
+        ({"options": {"optim_wrapper.optimizer.lr": 3}}, "is replaced by --learning-rate"),
+        ({"options": {"model.pretrained": "x.pth"}}, "is replaced by --pretrained"),
+        ({"crop_size": 50}, "--crop-size 50 50: must be multiples of 16"),
+        (
+            {"config": "mmseg::maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512.py"},
+            "needs mmdetection",
+        ),
+    ],
+)
+def test_a_row_whose_options_have_no_effect_is_refused(tmp_path, keys, message):
+    with pytest.raises(UserError, match=message) as raised:
+        check_rows(sheet_of(tmp_path, **keys))
+    assert str(raised.value).startswith(f"{tmp_path / 'sheet.yaml'}: experiment 'a': ")
+
+
+def test_rows_with_options_and_knobs_that_fit_pass(tmp_path):
+    options = {"model.backbone.drop_path_rate": 0.2, "default_hooks.logger.interval": 1}
+    assert check_rows(sheet_of(tmp_path, options=options, iterations=9, crop_size=64)) == 1
+
+
+def test_the_check_runs_once_for_the_same_rows_configs_and_code(tmp_path, monkeypatch):
+    own = tmp_path / "mine.py"
+    own.write_text(f"_base_ = {str(TINY.absolute())!r}\n")
+    keys = {"config": str(own), "options": {"model.backbone.depth": 4}}
+    check_sheet(sheet_of(tmp_path, **keys), tmp_path / "cache")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    check_sheet(sheet_of(tmp_path, **keys), tmp_path / "cache")
+    own.write_text(own.read_text() + "model = dict(backbone=dict(type='ResNet'))\n")
+    with pytest.raises(UserError, match=r"sheet.yaml: cannot be checked"):
+        check_sheet(sheet_of(tmp_path, **keys), tmp_path / "cache")
+
+
+def test_a_sheet_without_changes_of_the_recipe_needs_no_other_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    check_sheet(sheet_of(tmp_path), tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_check_at_parse_time_does_not_import_torch():
+    code = "import sys, cae_seg.engine.check_sheet; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
