@@ -3,10 +3,11 @@
 # make chaos  20 sequences of random faults on a test cluster (two hours on two cores)
 # make ui     the MLflow UI on this machine
 # make zoo    which configs of mmsegmentation's zoo work, into docs/zoo.md (about ten minutes)
+# make fuzz   hours of broken input; what it finds becomes a test
 # make bench  stock mmsegmentation against cae-seg, into docs/benchmarks.md
 # make install TORCH=cpu         PyTorch's build for a platform: cpu, cu126, cu128, cu130, …
 # make test-python PY=3.12       the fast tests on another Python, in an environment of its own
-.PHONY: install test-python demo test lint test-tools fast-test slow-test chaos format ui bench zoo
+.PHONY: install test-python demo test lint test-tools fast-test slow-test chaos fuzz format ui bench zoo
 
 SHELL := /bin/bash
 VENV := .venv
@@ -57,6 +58,10 @@ fast-test:
 
 slow-test:
 	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadgroup
+
+# Hours of mutated sheets, archives, images, checkpoints and command lines; FUZZ_SECONDS per test.
+fuzz: install
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-1200} OMP_NUM_THREADS=1 $(PYTEST) tests/fuzz --timeout 0 -n 2
 
 chaos: install test-tools
 	CAE_SEG_CHAOS=20 pytest -s -v tests/slurm/test_chaos.py

@@ -476,3 +476,35 @@ def test_an_image_is_as_large_as_its_exif_orientation_shows_it(tree, place):
 def test_images_of_extreme_size_are_refused(tree, place, size, what):
     Image.new("L", size).save(tree / "images/training" / f"{FIRST}.jpg")
     refuse(tree, place, what)
+
+
+@pytest.mark.parametrize("name", ["", "/", ".", "a\nb", "\x1b[31m"])
+def test_archive_with_an_entry_without_a_name(tree, place, tmp_path, name):
+    archive = zip_tree(tree, tmp_path / "ade.zip")
+    with zipfile.ZipFile(archive, "a") as content:
+        content.writestr(zipfile.ZipInfo(name), b"x")
+    refuse(archive, place, r"is no file name|outside the data folder")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_compression_of_any_kind(place, tmp_path, method):
+    archive = tmp_path / "ade.zip"
+    with zipfile.ZipFile(archive, "w", method) as content:
+        content.writestr("x.txt", os.urandom(2000))
+    data = bytearray(archive.read_bytes())
+    data[60:200] = bytes(140)
+    archive.write_bytes(data)
+    refuse(archive, place, "is damaged")
+
+
+def test_a_pipe_is_no_archive(place, tmp_path):
+    os.mkfifo(tmp_path / "ade.zip")
+    refuse(tmp_path / "ade.zip", place, "is no regular file")
+
+
+def test_a_version_of_zip_that_does_not_exist(archive, place):
+    data = bytearray(archive.read_bytes())
+    at = data.index(b"PK\x01\x02")
+    data[at + 6] = 255  # version needed to extract
+    archive.write_bytes(data)
+    refuse(archive, place, "is damaged")

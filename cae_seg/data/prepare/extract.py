@@ -3,8 +3,8 @@
 import hashlib
 import shutil
 import stat
+import struct
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 from cae_seg.errors import UserError
@@ -70,11 +70,16 @@ def _open(archive: Path) -> zipfile.ZipFile:
             begun_well = stream.read(4) == b"PK\x03\x04"
         what = "is truncated" if begun_well else "is not a zip archive"
         raise UserError(f"{archive}: {what}; delete it and get it again") from error
+    except (ValueError, NotImplementedError, struct.error) as error:
+        # Names that are not UTF-8, versions of the format that do not exist, torn headers.
+        raise UserError(f"{archive}: is damaged ({error}); delete it and get it again") from error
 
 
 def _check(archive: Path, entry: zipfile.ZipInfo) -> None:
     name = entry.filename
     path = PurePosixPath(name.replace("\\", "/"))
+    if not path.parts or not name.isprintable():
+        raise UserError(f"{archive}: its entry {name!r} is no file name; do not use this archive")
     if path.is_absolute() or ".." in path.parts or ":" in name.split("/")[0]:
         raise UserError(
             f"{archive}: its entry {name!r} would be written outside the data folder; "
@@ -108,12 +113,14 @@ def _write(archive: Path, content: zipfile.ZipFile, entry: zipfile.ZipInfo, targ
     try:
         with content.open(entry) as source, open(path, "xb") as sink:
             shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise UserError(
-            f"{archive}: its entry {entry.filename!r} is damaged ({error}); "
-            "delete the archive and get it again"
-        ) from error
     except FileExistsError as error:
         raise UserError(
             f"{archive}: it holds {entry.filename!r} twice; do not use this archive"
+        ) from error
+    except Exception as error:  # each kind of compression has its own
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk
+        raise UserError(
+            f"{archive}: its entry {entry.filename!r} is damaged ({error}); "
+            "delete the archive and get it again"
         ) from error

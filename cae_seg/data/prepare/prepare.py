@@ -158,6 +158,8 @@ def _identity(source: str, sha256: str | None) -> list[Any]:
     path = os.path.abspath(source)
     if os.path.isdir(source):
         return [path]
+    if not os.path.isfile(source):
+        raise UserError(f"{source}: is no regular file; give a URL, a zip or a folder")
     return [path, sha256, stat.st_size, stat.st_mtime_ns]
 
 

@@ -1,0 +1,155 @@
+"""What all fuzz tests share: budgets, a sandbox for commands, and mutations of bytes and JSON.
+
+`FUZZ_SECONDS` is the time of one test; `make fuzz` sets hours. What a test finds becomes a small
+named test next to the code that it is about.
+"""
+
+import contextlib
+import io
+import os
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from cae_seg.cli import main
+from cae_seg.errors import UserError
+
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "12"))
+LONGEST_SECONDS = 60  # of one command
+MOST_MEMORY = 2 << 20  # kB that the process may grow by
+
+fuzz_settings = settings(
+    max_examples=10**7 if SECONDS > 60 else 400,
+    deadline=LONGEST_SECONDS * 1000,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+    database=None,
+)
+
+
+class Budget:
+    """The time of one test; examples that come later do nothing."""
+
+    def __init__(self) -> None:
+        self._end: float | None = None
+
+    def is_spent(self) -> bool:
+        """Tell whether the time since the first call is over."""
+        if self._end is None:
+            self._end = time.monotonic() + SECONDS
+        return time.monotonic() > self._end
+
+
+@contextlib.contextmanager
+def sandbox() -> Iterator[Path]:
+    """Work in a fresh folder; afterwards nothing may be around it, run, or fill the memory."""
+    outer = Path(tempfile.mkdtemp(prefix="cae-seg-fuzz-"))
+    inner, before = outer / "work", Path.cwd()
+    inner.mkdir()
+    state = os.environ.get("XDG_STATE_HOME")
+    os.environ["XDG_STATE_HOME"] = str(inner / "state")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    os.chdir(inner)
+    try:
+        yield inner
+        assert os.listdir(outer) == ["work"], "a file outside of the folder"
+        assert not psutil.Process().children(), "a child process"
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak
+        assert grown < MOST_MEMORY, f"{grown} kB more memory"
+    finally:
+        os.chdir(before)
+        os.environ.pop("XDG_STATE_HOME")
+        if state is not None:
+            os.environ["XDG_STATE_HOME"] = state
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def refusals_of_one_line() -> Iterator[None]:
+    """Accept a user's error, which must be one line."""
+    try:
+        yield
+    except UserError as error:
+        if "\n" in str(error):
+            raise AssertionError("an error of several lines") from error
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    """Run a command in this process; return its exit status and what it printed.
+
+    An unforeseen exception, which people see as one line and exit status 1, is a finding here.
+    """
+    stdout, stderr = (io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace") for _ in "12")
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            code = main(list(arguments))
+        except SystemExit as error:  # `--help` and `--version`
+            code = error.code or 0
+    for stream in (stdout, stderr):
+        stream.flush()
+    text = "".join(stream.buffer.getvalue().decode() for stream in (stdout, stderr))
+    assert code in (0, 2, 75), f"exit {code}: {text}"
+    assert "Traceback" not in text
+    errors = [line for line in text.splitlines() if line.startswith("cae-seg: error: ")]
+    assert len(errors) == (code == 2), text
+    return code, text
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["", "../x", "\x00", "9" * 400, 10**400, -1, 1e308]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@st.composite
+def mutated_bytes(draw: st.DrawFn, content: bytes) -> bytes:
+    """Draw `content` with bytes replaced, cut out, repeated or appended."""
+    data = bytearray(content)
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, max(len(data) - 1, 0)))
+        kind = draw(st.sampled_from(["set", "flip", "cut", "drop", "insert", "repeat"]))
+        if kind == "set" and data:
+            data[at] = draw(st.integers(0, 255))
+        elif kind == "flip" and data:
+            data[at] ^= 1 << draw(st.integers(0, 7))
+        elif kind == "cut":
+            del data[at:]
+        elif kind == "drop":
+            del data[at : at + draw(st.integers(1, 64))]
+        elif kind == "insert":
+            data[at:at] = draw(st.binary(max_size=16))
+        else:
+            data[at:at] = data[at : at + draw(st.integers(1, 256))]
+    return bytes(data)
+
+
+@st.composite
+def mutated_json(draw: st.DrawFn, value: object) -> object:
+    """Draw a JSON value with one of its parts replaced, removed or added to."""
+    if not isinstance(value, dict | list) or not value or draw(st.integers(0, 5)) == 0:
+        return draw(json_values)
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    keys = list(copy) if isinstance(copy, dict) else range(len(copy))
+    key = draw(st.sampled_from(keys))
+    if draw(st.integers(0, 4)) == 0:
+        del copy[key]
+    elif draw(st.booleans()):
+        copy[key] = draw(json_values)
+    else:
+        copy[key] = draw(mutated_json(copy[key]))
+    return copy
