@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from cae_seg.config_files import find_config, shipped_configs, zoo_configs
-    from cae_seg.models.compose import compose_model, take_choice
-from cae_seg.engine.config import import_custom_modules, load_config, read_config
+from cae_seg.engine.config import compose, import_custom_modules, load_config, read_config
 from cae_seg.engine.options import find_problems, unread_keys
 from cae_seg.engine.readers import TOP_LEVEL
 from cae_seg.errors import UserError
