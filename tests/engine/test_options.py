@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cae_seg.config_files import find_config, shipped_configs, zoo_configs
-from cae_seg.engine.config import import_custom_modules, load_config, read_config
+from cae_seg.engine.config import compose, import_custom_modules, load_config, read_config
 from cae_seg.engine.options import find_problems, unread_keys
 from cae_seg.engine.readers import TOP_LEVEL
 from cae_seg.errors import UserError
@@ -145,6 +145,7 @@ def misspell(key: str) -> str:
 def count_mistakes(name: str) -> tuple[int, list[str], list[str]]:
     """Count the keys of a config; return the real ones refused and the misspelt ones accepted."""
     config = read_config(find_config(name))
+    compose(config, {})
     import_custom_modules(config)
     real = {
         key: value

@@ -192,7 +192,7 @@ def test_the_log_of_a_run_tells_all_attempts(interrupted):
     for name in INTERRUPTED:
         told = interrupted.run(name).log()
         assert "stopped in good order" in told
-        assert "going on from iteration" in told
+        assert "resuming from iteration" in told
         assert "finished; weights in" in told
 
 

@@ -118,6 +118,7 @@ def recipe_options(wildcards) -> list[str]:
     pairs = [f"--cfg-options={key}={value}" for key, value in options.items()]
     crop = ["--crop-size", *map(str, found.crop_size)] if found.crop_size else []
     return [
+        *flag("precision", found.precision),
         *flag("deterministic", found.deterministic),
         *flag("iterations", found.iterations),
         *flag("batch-size", found.batch_size),
@@ -179,10 +180,11 @@ def attempt_number(wildcards, attempt) -> int:
     return attempt
 
 
-def site_resources() -> dict:
-    """Return the resources that name a part of the cluster, from the row or the profile."""
+def shared_resources() -> dict:
+    """Return what training and evaluation both need: their part of the cluster, and their retries."""
     keys = ("slurm_partition", "slurm_account", "qos", "constraint", "slurm_extra")
-    return {key: row_resource(key) for key in keys}
+    site = {key: row_resource(key) for key in keys}
+    return site | {"attempt": attempt_number, "no_retry_file": error_file}
 
 
 def gpu_model(wildcards, input, attempt, threads, rulename, async_run) -> str | None:

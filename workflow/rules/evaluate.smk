@@ -13,9 +13,7 @@ rule evaluate:
         "../../environment.yml"
     threads: lambda wildcards: min(8, cpus(wildcards))
     resources:
-        **site_resources(),
-        attempt=attempt_number,
-        no_retry_file=error_file,
+        **shared_resources(),
         gpu=lambda wildcards: min(1, row(wildcards).gpus),
         gpu_model=row_resource("gpu_model"),
         nodes=1,

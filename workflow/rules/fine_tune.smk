@@ -18,9 +18,7 @@ rule fine_tune:
         "../../environment.yml"
     threads: cpus
     resources:
-        **site_resources(),
-        attempt=attempt_number,
-        no_retry_file=error_file,
+        **shared_resources(),
         gpu=gpus,
         gpu_model=gpu_model,
         gres=gres,
@@ -30,7 +28,6 @@ rule fine_tune:
     params:
         config=of_row("config"),
         rate=of_row("learning_rate"),
-        precision=of_row("precision"),
         recipe=recipe_options,
         machine=machine_options,
         gpus=given_gpus,
@@ -40,10 +37,9 @@ rule fine_tune:
         "Fine-tune {wildcards.experiment}, seed {wildcards.seed}: learning rate {params.rate},"
         " {params.gpus} GPUs on {resources.nodes} node(s)"
     shell:
-        "ln -sfr {params.work:q}/console.log {log:q};"
-        " exec cae-seg train --name={wildcards.experiment:q} --seed={wildcards.seed:q}"
-        " --learning-rate={params.rate:q} --precision={params.precision:q} {params.recipe:q}"
-        " --pretrained={input.checkpoint:q} --data={input.data:q} {params.machine:q}"
-        " --work-dir={params.work:q}/work --out={output.run:q} --sheet={params.sheet:q}"
-        " --attempt={resources.attempt} --error-file={resources.no_retry_file:q}"
-        " -- {params.config:q} > >(trap '' INT TERM USR1; exec tee -a {log:q}) 2>&1"
+        "ln -sfr {params.work:q}/console.log {log:q}; exec cae-seg train"
+        " --name={wildcards.experiment:q} --seed={wildcards.seed:q} --learning-rate={params.rate:q}"
+        " {params.recipe:q} {params.machine:q} --data={input.data:q} --sheet={params.sheet:q}"
+        " --pretrained={input.checkpoint:q} --work-dir={params.work:q}/work --out={output.run:q}"
+        " --attempt={resources.attempt} --error-file={resources.no_retry_file:q} -- {params.config:q}"
+        " > >(trap '' INT TERM USR1; exec tee -a {log:q}) 2>&1"
