@@ -48,6 +48,7 @@ lint:
 	snakemake --lint
 	snakemake --lint --config sheet=config/sweep.yaml
 	snakemake --lint --config sheet=config/demo.yaml
+	snakemake --lint --config sheet=config/backbones.yaml
 
 # Pages are looked at in Chromium, tables compiled by LaTeX; SLURM's packages come with its tests.
 test-tools:

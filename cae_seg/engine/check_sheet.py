@@ -1,41 +1,33 @@
 """Check configs, options and knobs of a sheet's rows before anything runs.
 
 Who reads an option is known only once torch and mmsegmentation are loaded, which takes seconds.
-`check_sheet` therefore does it in another process, for rows that change their recipe alone, and
-remembers sheets that passed: Snakemake reads the sheet again in each of its jobs.
+`check_sheet` therefore does it in another process, for rows that change their recipe alone.
 """
 
-import contextlib
 import functools
-import hashlib
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 from cae_seg.arguments import config_options
-from cae_seg.config_files import ZOO_PREFIX, files_of_config, find_config
+from cae_seg.config_files import ZOO_PREFIX, find_config
 from cae_seg.engine.job import Knobs
 from cae_seg.engine.validate import check_conflicts
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_text
-from cae_seg.run.provenance import code_fingerprint
 from cae_seg.sheet.reading import Sheet
 from cae_seg.sheet.schema import Experiment
 
 
-def check_sheet(sheet: Sheet, cache: Path) -> None:
+def check_sheet(sheet: Sheet) -> None:
     """Check the rows of a sheet that change their recipe, without importing torch here.
 
     Args:
         sheet: as `load_sheet` returns it.
-        cache: folder that remembers the sheets that passed.
 
     Raises:
         UserError: an option has no effect or a knob does not fit; the message names the row.
     """
     rows = [row for row in sheet.experiments if _changes_recipe(row)]
-    if not rows or (passed := cache / _key(rows)).exists():
+    if not rows:
         return
     command = [sys.executable, "-m", "cae_seg.cli", "check-sheet", str(sheet.path)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -44,8 +36,6 @@ def check_sheet(sheet: Sheet, cache: Path) -> None:
         message = lines[-1].removeprefix("cae-seg: error: ")
         known = message.startswith(str(sheet.path))
         raise UserError(message if known else f"{sheet.path}: cannot be checked ({message})")
-    with contextlib.suppress(UserError):  # a folder that cannot be written is checked again
-        atomic_write_text(passed, "")
 
 
 def check_rows(sheet: Sheet) -> int:
@@ -68,8 +58,9 @@ def _check_row(row: Experiment) -> None:
 
     given = {"learning_rate": row.learning_rate, "pretrained": row.checkpoint, "data": "manifest"}
     given |= {"precision": row.precision, "batch_size": row.batch_size}
-    check_conflicts(row.options, given)
-    options = config_options([f"{key}={value}" for key, value in row.options.items()])
+    changes = row.model_options | row.options
+    check_conflicts(changes, given)
+    options = config_options([f"{key}={value}" for key, value in changes.items()])
     knobs = Knobs(row.iterations, row.batch_size, row.crop_size)
     apply_options(_read(row.config), options, knobs)
 
@@ -83,15 +74,3 @@ def _read(config: str) -> object:
 
 def _changes_recipe(row: Experiment) -> bool:
     return bool(row.recipe_changes) or row.config.startswith(ZOO_PREFIX)
-
-
-def _key(rows: list[Experiment]) -> str:
-    """Hash what the result of a check depends on."""
-    configs = {row.config for row in rows}
-    files = {file for config in configs for file in files_of_config(find_config(config))}
-    digest = hashlib.sha256(code_fingerprint().encode())
-    for row in rows:
-        digest.update(json.dumps(row.model_dump(mode="json"), sort_keys=True).encode())
-    for file in sorted(files):
-        digest.update(f"{file}\0".encode() + file.read_bytes())
-    return digest.hexdigest()[:32]

@@ -19,8 +19,8 @@ from cae_seg.results.lr_trend import (
 
 METHOD = f"""## Method
 
-The seeds' standard deviation is pooled over all cells (pretraining length × learning rate), assuming
-that it is the same in each. The best rates come from simultaneous confidence sets for multiple
+The seeds' standard deviation is pooled over all cells (pretraining length × learning rate),
+assuming that it is the same in each. The best rates come from simultaneous confidence sets for multiple
 comparisons with the best (Hsu 1984, Annals of Statistics 12); *small* is an equivalence test of all
 pairs within {SMALL_DIFF:g} point (Berger and Hsu 1996, Statistical Science 11), its opposite a
 Tukey-Kramer comparison of all pairs. Each half is decided at confidence {CONFIDENCE:g}: a sweep for
@@ -30,7 +30,7 @@ which it is false is called supported, or one for which it is true contradicted,
 
 
 def write_claim(sheets: Sheets, out: Path) -> list[TrendTest]:
-    """Test the claim on the results of sheets; write `out` as Markdown and the same name as JSON."""
+    """Test the claim on the results of sheets; write `out` as Markdown, and a JSON file by it."""
     tests = check_claim(collect_runs(sheets))
     atomic_write_text(out, render_claim(tests))
     atomic_write_json(out.with_suffix(".json"), claim_as_dict(tests))
@@ -136,8 +136,8 @@ def _borrowed(test: TrendTest) -> str:
 
 def _table(groups: Sequence[EpochGroup]) -> str:
     rows = [
-        f"| Epochs | Best learning rate | mIoU | Largest difference | Plausible as best ({CONFIDENCE:g})"
-        " | Seeds |",
+        "| Epochs | Best learning rate | mIoU | Largest difference"
+        f" | Plausible as best ({CONFIDENCE:g}) | Seeds |",
         "|---|---|---|---|---|---|",
     ]
     for group in groups:

@@ -9,12 +9,10 @@ from typing import Any
 import pandas as pd
 
 from cae_seg.results.run_state import describe, read_results, run_state
-from cae_seg.sheet.reading import Sheet, load_sheet
-from cae_seg.sheet.schema import Experiment
 from cae_seg.run.paths import RunFolder
 from cae_seg.run.schemas import doubts_about
-
-
+from cae_seg.sheet.reading import Sheet, load_sheet
+from cae_seg.sheet.schema import Experiment
 
 Sheets = Sheet | Path | str | Sequence[Sheet | Path | str]
 """One experiment sheet or several, read or as their files."""
@@ -90,9 +88,7 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
     }
 
 
-def _doubts(
-    run: RunFolder, metrics: dict[str, Any] | None, name: str, seed: int
-) -> Iterator[str]:
+def _doubts(run: RunFolder, metrics: dict[str, Any] | None, name: str, seed: int) -> Iterator[str]:
     """Yield why the scores may not be those of this run's weights."""
     if metrics is not None:
         yield from doubts_about(metrics, name, seed)

@@ -1,4 +1,4 @@
-r"""The results table as LaTeX, for `\usepackage{booktabs}` and `\usepackage{siunitx}` (version 3)."""
+r"""The results table as LaTeX, for the packages booktabs and siunitx (version 3)."""
 
 import re
 from collections.abc import Sequence

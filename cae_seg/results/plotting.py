@@ -122,7 +122,11 @@ def label_lines(
             va="center",
             annotation_clip=False,
             arrowprops={
-                "arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.5, "relpos": (0, 0.5)
+                "arrowstyle": "-",
+                "color": colour,
+                "lw": 0.5,
+                "alpha": 0.5,
+                "relpos": (0, 0.5),
             },
         )
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from markdown_it import MarkdownIt
 
-from cae_seg.sheet.schema import Experiment
 from cae_seg.files import atomic_write_text
 from cae_seg.results.collect import Sheets, open_sheets
 from cae_seg.run.paths import RunFolder
+from cae_seg.sheet.schema import Experiment
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">

@@ -119,9 +119,7 @@ def read_results(
         return {}, None
 
 
-def _state(
-    run: RunFolder, record: Record, log: Path | None, now: float
-) -> tuple[str, str | None]:
+def _state(run: RunFolder, record: Record, log: Path | None, now: float) -> tuple[str, str | None]:
     held = WorkDir(run.work).has_writer()
     if held:
         return "running", None
@@ -137,7 +135,9 @@ def _state(
     if run.exists:
         young = now - (record.last_time or -math.inf) < SILENT_SECONDS
         silent = "ended without a message; see the log"
-        return ("running", None) if held is None and young else ("failed", _last_line(log) or silent)
+        return (
+            ("running", None) if held is None and young else ("failed", _last_line(log) or silent)
+        )
     if log is None:
         return "queued", None
     begins = now - log.stat().st_mtime < SILENT_SECONDS and not _is_error(_last_line(log))

@@ -1,4 +1,4 @@
-"""Options and knobs of a sheet's rows are checked when the sheet is read, once."""
+"""Options and knobs of a sheet's rows are checked when the sheet is read."""
 
 import subprocess
 import sys
@@ -53,22 +53,20 @@ def test_rows_with_options_and_knobs_that_fit_pass(tmp_path):
     assert check_rows(sheet_of(tmp_path, options=options, iterations=9, crop_size=64)) == 1
 
 
-def test_the_check_runs_once_for_the_same_rows_configs_and_code(tmp_path, monkeypatch):
-    own = tmp_path / "mine.py"
-    own.write_text(f"_base_ = {str(TINY.absolute())!r}\n")
-    keys = {"config": str(own), "options": {"model.backbone.depth": 4}}
-    check_sheet(sheet_of(tmp_path, **keys), tmp_path / "cache")
+def test_the_check_in_another_process_names_the_row(tmp_path):
+    with pytest.raises(UserError, match=r"sheet.yaml: experiment 'a': .*nearest: depth"):
+        check_sheet(sheet_of(tmp_path, options={"model.backbone.depht": 3}))
+
+
+def test_a_check_that_breaks_is_no_success(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    check_sheet(sheet_of(tmp_path, **keys), tmp_path / "cache")
-    own.write_text(own.read_text() + "model = dict(backbone=dict(type='ResNet'))\n")
     with pytest.raises(UserError, match=r"sheet.yaml: cannot be checked"):
-        check_sheet(sheet_of(tmp_path, **keys), tmp_path / "cache")
+        check_sheet(sheet_of(tmp_path, options={"model.backbone.depth": 4}))
 
 
 def test_a_sheet_without_changes_of_the_recipe_needs_no_other_process(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    check_sheet(sheet_of(tmp_path), tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
+    check_sheet(sheet_of(tmp_path))
 
 
 def test_the_check_at_parse_time_does_not_import_torch():

@@ -74,7 +74,9 @@ def test_seeds_of_a_combination_are_one_line_with_a_band(sheet):
 
 def test_lines_are_told_apart_without_colour(sheet):
     axes, over_iterations = drawn(sheet)
-    lines = [line for line in axes.lines if line.get_linestyle() != "None" and len(line.get_xdata())]
+    lines = [
+        line for line in axes.lines if line.get_linestyle() != "None" and len(line.get_xdata())
+    ]
     assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == len(lines) == 2
     looks = {(line.get_marker(), line.get_color()) for line in over_iterations.lines}
     assert len(looks) == 4

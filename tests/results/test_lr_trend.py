@@ -33,7 +33,9 @@ def draw(means, scatter, seeds, generator):
 
 def sweep(tmp_path, means, scatter, seeds=3):
     scores = draw(means, scatter, seeds, np.random.default_rng(5))
-    return make_sweep(tmp_path / "results", {key: tuple(map(float, s)) for key, s in scores.items()})
+    return make_sweep(
+        tmp_path / "results", {key: tuple(map(float, s)) for key, s in scores.items()}
+    )
 
 
 def test_of(sheet):

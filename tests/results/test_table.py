@@ -271,7 +271,9 @@ def test_a_row_that_changes_its_recipe_is_marked(sheet):
 
 
 def test_changed_code_is_said_on_every_row(sheet):
-    assert "Same in all rows: Notes code changed since." in write_table(sheet, code_fingerprint="now")
+    assert "Same in all rows: Notes code changed since." in write_table(
+        sheet, code_fingerprint="now"
+    )
 
 
 def test_an_evaluation_of_other_weights_or_with_augmentation_is_said(sheet):

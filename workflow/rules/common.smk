@@ -22,7 +22,8 @@ def read_sheet() -> Sheet:
         raise SystemExit(f"error: {path}: one of <>{{}} in the name; rename the sheet")
     try:
         sheet = load_sheet(path)
-        check_sheet(sheet, Path(".snakemake/checked_sheets"))
+        if workflow.is_main_process:  # not again in each of its jobs
+            check_sheet(sheet)
         return sheet
     except UserError as error:
         raise SystemExit(f"error: {error}")

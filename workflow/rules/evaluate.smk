@@ -27,7 +27,7 @@ rule evaluate:
     shell:
         "cae-seg evaluate {input.config:q} {params.weights:q} --data={input.data:q}"
         " --name={wildcards.experiment:q} --seed={wildcards.seed:q} {params.machine:q}"
-        " --attempt={resources.attempt} --error-file={resources.no_retry_file:q}"
+        " --attempt={resources.attempt:q} --error-file={resources.no_retry_file:q}"
         " --out={output.metrics:q} 2>&1 | tee {log:q}"
 
 

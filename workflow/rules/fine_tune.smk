@@ -41,5 +41,5 @@ rule fine_tune:
         " --name={wildcards.experiment:q} --seed={wildcards.seed:q} --learning-rate={params.rate:q}"
         " {params.recipe:q} {params.machine:q} --data={input.data:q} --sheet={params.sheet:q}"
         " --pretrained={input.checkpoint:q} --work-dir={params.work:q}/work --out={output.run:q}"
-        " --attempt={resources.attempt} --error-file={resources.no_retry_file:q} -- {params.config:q}"
+        " --attempt={resources.attempt:q} --error-file={resources.no_retry_file:q} -- {params.config:q}"
         " > >(trap '' INT TERM USR1; exec tee -a {log:q}) 2>&1"
