@@ -21,10 +21,10 @@ METHOD = f"""## Method
 
 The seeds' standard deviation is pooled over all cells (pretraining length × learning rate),
 assuming that it is the same in each. The best rates come from simultaneous confidence sets for
-multiple comparisons with the best (Hsu 1984, Annals of Statistics 12); *small* is an equivalence test of all
-pairs within {SMALL_DIFF:g} point (Berger and Hsu 1996, Statistical Science 11), its opposite a
-Tukey-Kramer comparison of all pairs. Each half is decided at confidence {CONFIDENCE:g}: a sweep for
-which it is false is called supported, or one for which it is true contradicted, at most
+multiple comparisons with the best (Hsu 1984, Annals of Statistics 12); *small* is an equivalence
+test of all pairs within {SMALL_DIFF:g} point (Berger and Hsu 1996, Statistical Science 11), its
+opposite a Tukey-Kramer comparison of all pairs. Each half is decided at confidence {CONFIDENCE:g}:
+a sweep for which it is false is called supported, or one for which it is true contradicted, at most
 {100 * (1 - CONFIDENCE):.0f} times in 100.
 """
 
