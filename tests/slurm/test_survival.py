@@ -21,7 +21,7 @@ from interrupted_runs import INTERVAL, ITERATIONS, MEASURES, Run, tracked_runs
 from slurm_site import Site
 from waiting import wait_until
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.timeout(3600), pytest.mark.slow, pytest.mark.slurm]
 
 BASELINE = {"uninterrupted": {}, "two_nodes": {"nodes": 2, "cpus": 1}}
 INTERRUPTED = {
