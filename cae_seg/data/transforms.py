@@ -355,7 +355,8 @@ def _widen_labels(samples: Sequence[SegDataSample]) -> None:
     """Turn labels into int64: parts of one tensor all at once."""
     parts = [sample.gt_sem_seg for sample in samples if "gt_sem_seg" in sample]
     whole = parts[0].data._base if parts else None
-    if whole is None or any(part.data._base is not whole for part in parts):
+    stacked = whole is not None and whole.shape == (len(parts), *parts[0].data.shape)
+    if not stacked or any(part.data._base is not whole for part in parts):
         for part in parts:
             part.data = part.data.long()
         return

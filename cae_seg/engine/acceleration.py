@@ -35,7 +35,8 @@ def accelerate(config: Config) -> list[str]:
     """Replace what can be replaced, in place.
 
     Args:
-        config: with stock types; its key `acceleration` is used up.
+        config: with stock types; its key `acceleration` is used up, and `fast_paths` tells
+            `build_model` which ways within our layers are on.
 
     Returns:
         The names of what is on.
@@ -47,11 +48,11 @@ def accelerate(config: Config) -> list[str]:
     if config.get("precision") == "apex":
         switches |= dict.fromkeys(_OWN_PRECISION, False)
     done = [name for name, replace in _TABLE.items() if switches[name] and replace(config)]
-    if "segmentor" in done:
-        paths = {name: switches[name] for name in FAST_PATHS}
-        config.model.fast_paths = paths
-        done += [name for name, on in paths.items() if on]
-    return done
+    ours = "segmentor" in done
+    config.fast_paths = {name: ours and switches[name] for name in FAST_PATHS}
+    if ours:
+        config.model.fast_paths = config.fast_paths
+    return [*done, *(name for name, on in config.fast_paths.items() if on)]
 
 
 def _switches(chosen: Mapping[str, Switch] | Switch | None) -> dict[str, Switch]:

@@ -12,6 +12,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from cae_seg.errors import UserError
+from cae_seg.models.accelerate import resolve, switch
 from cae_seg.models.layers.batch_norm import adapt_batch_norm
 
 
@@ -19,7 +20,7 @@ def build_model(config: Config, seed: int, *, start: bool) -> nn.Module:
     """Build the segmentor on the CPU, its random start values drawn from `seed` in one go.
 
     Args:
-        config: job applied, accelerated or not.
+        config: job applied; unless it is accelerated, our layers work as stock ones do.
         seed: of the run.
         start: whether to draw start values and load the pretrained checkpoint; not needed where
             all weights are loaded afterwards.
@@ -34,6 +35,7 @@ def build_model(config: Config, seed: int, *, start: bool) -> nn.Module:
     model = build_part(config, node if start else without_start_values(node))
     if start and hasattr(model, "init_weights"):
         model.init_weights()
+    switch(model, resolve(config.get("fast_paths", False)))
     return adapt_batch_norm(model)
 
 
