@@ -19,12 +19,15 @@ PIP := python -m pip install --quiet --disable-pip-version-check --progress-bar 
 
 install: $(VENV)/.installed
 
-# The build of PyTorch for another platform comes first: its version then meets the pin.
+# The build of PyTorch for another platform comes first: its version then meets the pin. uv knows
+# where PyTorch keeps the builds of a platform.
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@test -x $(VENV)/bin/python || { python=$$(tools/find_python.sh "$(PYTHON)") && "$$python" -m venv $(VENV); }
 	@echo "Installing into $(VENV) (about three minutes and 6 GB the first time, 2 GB with TORCH=cpu)"
 ifdef TORCH
-	@$(PIP) $$(grep -E "^torch(vision)?==" requirements.txt) --index-url https://download.pytorch.org/whl/$(TORCH)
+	@$(PIP) uv
+	@python -m uv pip install --quiet --python $(BIN)/python --torch-backend=$(TORCH) \
+		$$(grep -E "^torch(vision)?==" requirements.txt)
 endif
 	@$(PIP) -r requirements.txt
 	@$(PIP) --no-deps -e .

@@ -72,14 +72,14 @@ def installed(bin_, folder: Path, *arguments: str) -> list[str]:
 
 
 def test_one_word_chooses_the_build_of_pytorch(bin_, tmp_path):
-    first, second, third = installed(bin_, tmp_path, "TORCH=cpu")
-    index = "--index-url https://download.pytorch.org/whl/cpu"
-    assert re.search(rf"install .* torch==\S+ torchvision==\S+ {re.escape(index)}$", first)
-    assert second.endswith("-r requirements.txt")
-    assert third.endswith("--no-deps -e .")
+    first, second, third, fourth = installed(bin_, tmp_path, "TORCH=cpu")
+    assert first.endswith(" uv")
+    assert re.search(r"uv pip install .*--torch-backend=cpu torch==\S+ torchvision==\S+$", second)
+    assert third.endswith("-r requirements.txt")
+    assert fourth.endswith("--no-deps -e .")
 
 
 def test_without_it_the_pins_are_installed_as_they_are(bin_, tmp_path):
     first, second = installed(bin_, tmp_path)
     assert first.endswith("-r requirements.txt")
-    assert "index" not in first + second
+    assert "torch-backend" not in first + second
