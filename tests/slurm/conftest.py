@@ -12,11 +12,19 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use the cluster, and keep them in one process."""
+    """Mark the tests that use the cluster, and keep them in one process.
+
+    A test that asks for a fixture by its name while it runs is marked slow by its module.
+    """
     for item in items:
-        if "cluster" in getattr(item, "fixturenames", ()):
+        own = HERE in item.path.parents
+        if "cluster" in getattr(item, "fixturenames", ()) or (own and _is_slow(item)):
             for mark in (pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")):
                 item.add_marker(mark)
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    return item.get_closest_marker("slow") is not None
 
 
 @pytest.fixture(scope="session")
