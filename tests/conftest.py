@@ -4,7 +4,7 @@ import pytest
 from checkouts import Checkout
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the slow tests of a file in one process, and begin with those that take longest.
 

@@ -11,6 +11,7 @@ from slurm_site import Site
 HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups, and before tests/conftest.py
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that use the cluster, and keep them in one process.
 
