@@ -14,6 +14,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 PYTEST := pytest -q --durations=15
+SLURM_LOG := .slurm-test.log
 
 PIP := python -m pip install --quiet --disable-pip-version-check --progress-bar off
 
@@ -60,8 +61,11 @@ test-tools:
 fast-test:
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" -n 2
 
+# In two processes, so that what tests share is set up once: one for the cluster, one for the rest.
 slow-test:
-	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadgroup
+	@$(PYTEST) -m "slow and slurm and not gpu" > $(SLURM_LOG) 2>&1 & slurm=$$!; \
+	$(PYTEST) -m "slow and not slurm and not gpu"; others=$$?; \
+	wait $$slurm; slurm=$$?; cat $(SLURM_LOG); exit $$((others || slurm))
 
 # Hours of mutated sheets, archives, images, checkpoints and command lines; FUZZ_SECONDS per test.
 fuzz: install

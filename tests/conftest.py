@@ -1,21 +1,7 @@
-"""What tests of several rooms share: the finished demo, and how slow tests are spread."""
+"""What tests of several rooms share: the finished demo."""
 
 import pytest
 from checkouts import Checkout
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the slow tests of a file in one process, and begin with those that take longest.
-
-    What they set up once for all takes minutes, and `pytest -n` would do it in every process.
-    """
-    for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("xdist_group"):
-            shared = "demo_run" in getattr(item, "fixturenames", ())
-            group = "demo" if shared else item.nodeid.partition("::")[0]
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.get_closest_marker("slurm") is None)
 
 
 @pytest.fixture(scope="session")

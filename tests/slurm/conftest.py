@@ -11,16 +11,15 @@ from slurm_site import Site
 HERE = Path(__file__).parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups, and before tests/conftest.py
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use the cluster, and keep them in one process.
+    """Mark the tests that use the cluster; `make slow-test` runs them in a process of their own.
 
     A test that asks for a fixture by its name while it runs is marked slow by its module.
     """
     for item in items:
         own = HERE in item.path.parents
         if "cluster" in getattr(item, "fixturenames", ()) or (own and _is_slow(item)):
-            for mark in (pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")):
+            for mark in (pytest.mark.slurm, pytest.mark.slow):
                 item.add_marker(mark)
 
 
