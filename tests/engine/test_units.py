@@ -34,9 +34,8 @@ def hold():
         "from pathlib import Path\n"
         "from cae_seg.run.locks import FileLock\n"
         "assert FileLock(Path(sys.argv[1])).acquire()\n"
-        "child = os.fork()\n"
-        "if child:\n"
-        "    print(child, flush=True)\n"
+        "if not os.fork():\n"  # a child that reports has let go of the lock
+        "    print(os.getpid(), flush=True)\n"
         "signal.pause()\n"
     )
     started = []
