@@ -10,10 +10,15 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmseg.structures import SegDataSample
-from PIL import Image
 
 from cae_seg.data.images import read_image
-from cae_seg.data.visualize import ade20k_palette, paint_labels, paint_panel
+from cae_seg.data.visualize import (
+    ade20k_palette,
+    check_picture_file,
+    paint_labels,
+    paint_panel,
+    write_picture,
+)
 from cae_seg.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -58,7 +63,7 @@ class PanelHook(Hook):
             classes,
         )
         try:
-            save(panel, self._folder / f"iter_{runner.iter}" / f"{path.stem}.png")
+            write_picture(panel, self._folder / f"iter_{runner.iter}" / f"{path.stem}.png")
         except UserError as error:
             self._failed = True
             logger.warning("%s; further pictures of this attempt are left out", error)
@@ -77,6 +82,16 @@ class PaintingHook(Hook):
     def __init__(self, folder: Path) -> None:
         self._folder = Path(folder)
 
+    def before_test(self, runner: Runner) -> None:
+        """Check that nothing but earlier paintings would be replaced, before any work.
+
+        Raises:
+            UserError: naming the first file that is not ours.
+        """
+        dataset = runner.test_dataloader.dataset
+        for number in range(len(dataset)):
+            check_picture_file(self._target(dataset.get_data_info(number)["img_path"]))
+
     def after_test_iter(
         self,
         runner: Runner,
@@ -91,8 +106,11 @@ class PaintingHook(Hook):
         """
         for sample in outputs:
             labels = sample.pred_sem_seg.data[0].cpu().numpy()
-            name = f"{Path(sample.img_path).stem}.png"
-            save(paint_labels(labels, palette_of(runner)), self._folder / name)
+            painting = paint_labels(labels, palette_of(runner))
+            write_picture(painting, self._target(sample.img_path))
+
+    def _target(self, image: str) -> Path:
+        return self._folder / f"{Path(image).stem}.png"
 
 
 @HOOKS.register_module()
@@ -136,16 +154,3 @@ def numbered(
     first = batch_idx * loader.batch_size
     for place, sample in enumerate(outputs or ()):
         yield (first + place) * runner.world_size + runner.rank, sample
-
-
-def save(picture: np.ndarray, path: Path) -> None:
-    """Write a picture (height, width, 3) uint8.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
