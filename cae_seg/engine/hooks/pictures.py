@@ -1,7 +1,7 @@
 """Pictures and label maps of predicted images."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from mmseg.structures import SegDataSample
 
 from cae_seg.data.images import read_image
 from cae_seg.data.visualize import (
-    ade20k_palette,
     check_picture_file,
     paint_labels,
     paint_panel,
+    palette_of,
     write_picture,
 )
 from cae_seg.errors import UserError
@@ -52,15 +52,16 @@ class PanelHook(Hook):
         every = -(-len(dataset) // PANELS)
         for number, sample in numbered(runner.val_dataloader, runner, batch_idx, outputs):
             if number % every == 0 and not self._failed:
-                self._paint(runner, sample, dataset.metainfo["classes"])
+                self._paint(runner, sample, dataset.metainfo)
 
-    def _paint(self, runner: Runner, sample: SegDataSample, classes: Sequence[str]) -> None:
+    def _paint(self, runner: Runner, sample: SegDataSample, metainfo: Mapping[str, Any]) -> None:
         path = Path(sample.img_path)
         panel = paint_panel(
             read_image(path),
             sample.gt_sem_seg.data[0].cpu().numpy(),
             sample.pred_sem_seg.data[0].cpu().numpy(),
-            classes,
+            metainfo["classes"],
+            palette_of(metainfo),
         )
         try:
             write_picture(panel, self._folder / f"iter_{runner.iter}" / f"{path.stem}.png")
@@ -106,8 +107,8 @@ class PaintingHook(Hook):
         """
         for sample in outputs:
             labels = sample.pred_sem_seg.data[0].cpu().numpy()
-            painting = paint_labels(labels, palette_of(runner))
-            write_picture(painting, self._target(sample.img_path))
+            palette = palette_of(runner.test_dataloader.dataset.metainfo)
+            write_picture(paint_labels(labels, palette), self._target(sample.img_path))
 
     def _target(self, image: str) -> Path:
         return self._folder / f"{Path(image).stem}.png"
@@ -136,12 +137,6 @@ class LabelMapHook(Hook):
         """Keep the maps of a batch."""
         for number, sample in numbered(runner.test_dataloader, runner, batch_idx, outputs):
             self.labels[number] = sample.pred_sem_seg.data[0].cpu().numpy()
-
-
-def palette_of(runner: Runner) -> np.ndarray:
-    """Return the colours of the test data's classes, (classes, 3) uint8 RGB."""
-    palette = runner.test_dataloader.dataset.metainfo.get("palette")
-    return np.array(palette, np.uint8) if palette else ade20k_palette()
 
 
 def numbered(
