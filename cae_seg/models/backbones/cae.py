@@ -57,9 +57,10 @@ def _keep_index(module: nn.Module) -> None:
 class CAEAttention(Attention):
     """timm's BEiT attention with an aligned bias and an optional scale of the scores.
 
+    Other arguments are those of `timm.models.beit.Attention`.
+
     Args:
         scale: factor on query·key; 1/√(head width) where None.
-        (others): as `timm.models.beit.Attention`.
     """
 
     fast_path, fast = "tiled_attention", True
