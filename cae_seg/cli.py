@@ -269,7 +269,9 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help=f"manifest (default: {DATA})")
     parser.add_argument("--name", help="experiment, as the sheet names it")
     parser.add_argument("--seed", type=SEED, default=0)
-    parser.add_argument("--attempt", type=int, default=1, help="of the workflow, from 1")
+    parser.add_argument(
+        "--attempt", type=whole_number(1, 10**6), default=1, help="of the workflow, from 1"
+    )
     parser.add_argument(
         "--error-file", type=Path, help="keeps a mistake of the user's, which no retry can help"
     )
@@ -605,7 +607,7 @@ def _add_status(commands: Any) -> None:
     parser.add_argument("--format", choices=["text", "json"], default="text")
     parser.add_argument(
         "--watch",
-        type=float,
+        type=number(0.1),
         nargs="?",
         const=5.0,
         metavar="SECONDS",
