@@ -142,7 +142,7 @@ def _earlier_labels(run: RunFolder) -> dict[str, Any]:
 
 def insist(action: Callable[[], T], patience: float) -> T:
     """Repeat `action` with growing pauses while MLflow is out of reach, for `patience` seconds."""
-    deadline, pause = time.monotonic() + patience, 0.25
+    deadline, pause, reported = time.monotonic() + patience, 0.25, False
     while True:
         try:
             return action()
@@ -150,6 +150,9 @@ def insist(action: Callable[[], T], patience: float) -> T:
             left = deadline - time.monotonic()
             if not error.passing or left <= 0:
                 raise
+            if not reported:
+                logger.warning("MLflow: %s; trying again for %.0f s at most", error, left)
+                reported = True
             # Spread out, so that jobs that end together do not come back together.
             time.sleep(min(left, pause * random.uniform(0.5, 1.5)))
             pause = min(LONGEST_PAUSE, pause * 2)
