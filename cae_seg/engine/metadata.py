@@ -1,5 +1,6 @@
 """Metadata of a training run: written when it starts, and completed when it is over."""
 
+import logging
 import os
 import time
 from datetime import datetime
@@ -19,6 +20,8 @@ from cae_seg.run.metrics_log import RecordWriter, working_seconds
 from cae_seg.run.paths import read_record
 from cae_seg.run.work_dir import SCHEMA, WorkDir
 
+logger = logging.getLogger(__name__)
+
 _SCORES = ("mIoU", "mAcc", "aAcc")
 
 
@@ -28,7 +31,10 @@ def write_start(
     """Write what is about to be trained, with what; return it."""
     facts = _metadata(run, work.facts() or {}, model, ranks, began)
     work.write_facts(facts)
-    atomic_write_text(work.config, config_text(run.config))
+    try:
+        atomic_write_text(work.config, config_text(run.config))
+    except (OSError, UserError) as error:
+        logger.warning("%s: cannot be written (%s); training continues", work.config, error)
     return facts
 
 
@@ -72,7 +78,8 @@ def export_outputs(run: ResolvedRun, work: WorkDir, finals: dict[str, Any]) -> N
     run_file = run.job.run_file
     config = run_file.parent / "config.py"
     if config.absolute() != work.config.absolute():
-        atomic_write_text(config, work.config.read_text())
+        kept = work.config.is_file()
+        atomic_write_text(config, work.config.read_text() if kept else config_text(run.config))
     weights = os.path.relpath(work.weights, run_file.parent)
     atomic_write_json(run_file, {**finals, "weights": {**finals["weights"], "path": weights}})
 

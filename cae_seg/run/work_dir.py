@@ -53,11 +53,24 @@ class WorkDir:
         finals = _read(self._finals)
         if finals is None or finals.get("identity") != identity or not self.weights.is_file():
             return None
-        expected = (finals.get("weights") or {}).get("sha256")
-        if expected is not None and sha256_file(self.weights) != expected:
+        if self._weights_changed(finals):
             logger.warning("%s: damaged since it was written; making it again", self.weights)
             return None
         return finals
+
+    def check_weights(self) -> None:
+        """Check the final weights against the hash that was recorded with them, if one was.
+
+        Raises:
+            UserError: they have changed since.
+        """
+        if self.weights.is_file() and self._weights_changed(_read(self._finals) or {}):
+            run_file = self.path.parent / "run.json"
+            remedy = f" (for Snakemake, delete {run_file} first)" if run_file.exists() else ""
+            raise UserError(
+                f"{self.weights}: damaged since it was written; repeat the training, which makes "
+                f"it again{remedy}"
+            )
 
     def write_facts(self, facts: dict[str, Any]) -> None:
         """Write what is known when training starts; without room for it, warn and keep it."""
@@ -122,6 +135,10 @@ class WorkDir:
     def leave(self) -> None:
         """Let another writer in."""
         self._lock.release()
+
+    def _weights_changed(self, finals: dict[str, Any]) -> bool:
+        expected = (finals.get("weights") or {}).get("sha256")
+        return expected is not None and sha256_file(self.weights) != expected
 
     def _identity(self) -> str | None:
         """Return whose state is here, from the first file that tells; None if none does."""

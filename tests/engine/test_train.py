@@ -115,6 +115,29 @@ def test_finished_run_is_not_done_again(copied):
     assert (copied.work_dir / "weights.pth").stat().st_mtime_ns == stamp
 
 
+def test_damaged_weights_are_named_by_evaluation_and_made_again_by_training(copied):
+    file = copied.work_dir / "weights.pth"
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    evaluation = EvaluateJob(
+        config=copied.out.parent / "config.py", weights=file, data=copied.data, device="cpu"
+    )
+    with pytest.raises(UserError, match=r"weights\.pth: damaged since .* repeat the training"):
+        launch_evaluate(evaluation)
+    assert launch_train(copied) == DONE
+    assert file.read_bytes() == whole
+    assert launch_evaluate(evaluation) == DONE
+
+
+def test_a_config_that_cannot_be_written_at_the_start_does_not_end_the_run(make_job, capfd):
+    job = make_job("no_config", iterations=2)
+    (job.work_dir / "config.py" / "folder").mkdir(parents=True)  # which no privilege replaces
+    assert launch_train(job) == DONE
+    assert f"{job.work_dir / 'config.py'}: cannot be written" in capfd.readouterr().err
+    assert "optim_wrapper" in (job.out.parent / "config.py").read_text()
+
+
 def test_other_recipe_moves_the_state_aside(make_job, copied):
     job = dataclasses.replace(copied, learning_rate="2e-3")
     assert launch_train(job) == DONE
