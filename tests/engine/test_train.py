@@ -130,11 +130,14 @@ def test_damaged_weights_are_named_by_evaluation_and_made_again_by_training(copi
     assert launch_evaluate(evaluation) == DONE
 
 
-def test_a_config_that_cannot_be_written_at_the_start_does_not_end_the_run(make_job, capfd):
-    job = make_job("no_config", iterations=2)
+def test_a_config_or_a_picture_that_cannot_be_written_does_not_end_the_run(make_job, capfd):
+    job = make_job("unwritable", iterations=2)
     (job.work_dir / "config.py" / "folder").mkdir(parents=True)  # which no privilege replaces
+    (job.work_dir / "panels").touch()
     assert launch_train(job) == DONE
-    assert f"{job.work_dir / 'config.py'}: cannot be written" in capfd.readouterr().err
+    told = [line for line in capfd.readouterr().err.splitlines() if "cannot be written" in line]
+    assert [line.startswith(f"{job.work_dir}/config.py:") for line in told] == [True, False]
+    assert told[1].startswith(f"{job.work_dir}/panels/iter_2/")
     assert "optim_wrapper" in (job.out.parent / "config.py").read_text()
 
 

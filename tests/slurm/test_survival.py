@@ -231,6 +231,9 @@ def lose_node(scenario: Scenario) -> None:
 
 def test_no_second_writer_enters_while_a_killed_snakemakes_job_lives(failed):
     assert failed.done["writers"] == 1
+    for name, job in failed.done["jobs"].items():
+        words = f"{name}.seed0.fine_tune: SLURM job {job} of an earlier start still runs"
+        assert failed.done["log"].count(words) == 1
     assert "Directory cannot be locked" not in failed.done["log"]
 
 
