@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 from cae_seg import __version__
 from cae_seg.arguments import (
     LARGEST_SEED,
+    PICTURES,
+    choices,
     config_options,
     number,
     output_file,
@@ -23,6 +25,7 @@ from cae_seg.arguments import (
 )
 from cae_seg.crash import report_crash
 from cae_seg.errors import UserError, nearest
+from cae_seg.files import full_disk_is_one_line
 from cae_seg.redaction import redact
 
 DATA = Path("data/ade20k/manifest.json")
@@ -36,18 +39,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: crashed; the traceback is in a file. 2: a mistake of the user's, reported in one
     line. 75: stopped cleanly before the end (time budget, signal); the same command resumes.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller (`>&-`)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
-        return _run(arguments)
+        code = _run(arguments)
     except UserError as error:
-        print(f"cae-seg: error: {redact(_printable(str(error)))}", file=sys.stderr)
-        return 2
+        _print_error(str(error))
+        code = 2
     except KeyboardInterrupt:
-        return 130
+        code = 130
     except BrokenPipeError:
-        # The reader of our output went away (`cae-seg table | head`): nothing left to say.
+        code = 0
+    return _flush(code)
+
+
+def _print_error(message: str) -> None:
+    print(f"cae-seg: error: {redact(_printable(message))}", file=sys.stderr)
+
+
+def _flush(code: int) -> int:
+    """Write out what was printed; return the exit status, which is 2 where that fails."""
+    try:
+        sys.stdout.flush()
+        return code
+    except OSError as error:
+        # Python would try again, and complain, when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        # The reader of our output went away (`cae-seg table | head`): nothing left to say.
+        if code or isinstance(error, BrokenPipeError):
+            return code
+        _print_error(f"standard output: cannot be written ({error.strerror}); make room for it")
+        return 2
 
 
 def _run_once(options: argparse.Namespace) -> int | None:
@@ -65,7 +89,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         raise UserError(f"unrecognised {unknown[0]!r}{_nearest_option(unknown[0], options.parser)}")
     try:
         run = _run_once if getattr(options, "error_file", None) else options.run
-        return run(options) or 0
+        with full_disk_is_one_line():
+            return run(options) or 0
     except (UserError, BrokenPipeError):
         raise
     except (Exception, SystemExit) as error:  # a config is a program and may call sys.exit
@@ -383,12 +408,24 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _add_predict(commands: Any) -> None:
-    parser = _add(commands, "predict", _predict, "paint the segmentation of images")
+    parser = _add(commands, "predict", _predict, "segment images and paint the result")
     parser.add_argument("weights", type=Path, help="weights.pth of a finished run")
-    parser.add_argument("inputs", type=Path, help="image or folder of images")
+    parser.add_argument("inputs", type=Path, nargs="+", help="images or folders of images")
     folder = Path("predictions")
     parser.add_argument(
         "--out", type=output_folder, default=folder, help=f"folder (default: {folder})"
+    )
+    parser.add_argument(
+        "--write",
+        type=choices(PICTURES),
+        default=("labels", "panel"),
+        help=f"pictures of each image, of {','.join(PICTURES)} (default: labels,panel)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=whole_number(1, 10_000),
+        default=1,
+        help="images segmented together (default: 1)",
     )
     parser.add_argument("--config", type=Path, help="default: the one saved in the weights")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
@@ -397,10 +434,16 @@ def _add_predict(commands: Any) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from cae_seg.engine.predict import predict
 
-    maps = predict(
-        options.weights, options.inputs, options.out, config=options.config, device=options.device
+    written = predict(
+        options.weights,
+        options.inputs,
+        options.out,
+        pictures=options.write,
+        batch_size=options.batch_size,
+        config=options.config,
+        device=options.device,
     )
-    print(f"{len(maps)} label map(s) and painted image(s) in {options.out}")
+    print(f"{len(written)} pictures in {options.out}")
 
 
 def _add_check_sheet(commands: Any) -> None:
