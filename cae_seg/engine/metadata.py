@@ -12,6 +12,7 @@ from torch import nn
 from cae_seg.engine.config_text import config_text
 from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.resolve import ResolvedRun
+from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, atomic_write_text, atomic_writer, sha256_file
 from cae_seg.run import provenance
 from cae_seg.run.checkpoints import to_cpu
