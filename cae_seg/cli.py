@@ -256,7 +256,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--work-dir", type=output_folder, required=True, help="resumable state of the run"
     )
-    parser.add_argument("--out", type=output_file, help="record of the finished run (run.json)")
+    parser.add_argument("--out", type=output_file, help="metadata of the finished run (run.json)")
     _add_device_options(parser)
     parser.add_argument("--pretrained", type=Path, help="checkpoint of the backbone")
     parser.add_argument("--learning-rate", help="replaces the config's")

@@ -13,7 +13,7 @@ from waiting import WAIT_SECONDS, wait_until
 
 from cae_seg.engine.job import TrainJob
 from cae_seg.run.deadline import StopRequest
-from cae_seg.run.paths import read_record
+from cae_seg.run.paths import read_history
 
 
 class StopAfter(StopRequest):
@@ -35,7 +35,7 @@ def weights(job: TrainJob) -> dict[str, torch.Tensor]:
 
 def losses(job: TrainJob) -> list[float]:
     """Return the loss of each iteration."""
-    return [line["loss"] for line in read_record(job.work_dir / "record.jsonl").train.values()]
+    return [line["loss"] for line in read_history(job.work_dir / "metrics.jsonl").train.values()]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -109,7 +109,7 @@ def started_and_held(job: TrainJob, iteration: int) -> Iterator[subprocess.Popen
 
 def trained(job: TrainJob) -> int:
     """Return the last iteration in the record."""
-    return max(read_record(job.work_dir / "record.jsonl").train, default=0)
+    return max(read_history(job.work_dir / "metrics.jsonl").train, default=0)
 
 
 def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:

@@ -23,7 +23,7 @@ def ade20k_palette() -> np.ndarray:
     return np.array(ade_palette(), dtype=np.uint8)
 
 
-def paint_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+def draw_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Colour a label map; what is ignored (255) is black.
 
     Args:
@@ -39,9 +39,9 @@ def paint_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return colours[labels]
 
 
-def paint_panel(
+def draw_comparison(
     image: np.ndarray,
-    truth: np.ndarray | None,
+    gt: np.ndarray | None,
     prediction: np.ndarray,
     class_names: Sequence[str],
     palette: np.ndarray | None = None,
@@ -50,7 +50,7 @@ def paint_panel(
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        truth: (H, W) classes from 0, 255 is ignored; None where there is none.
+        gt: (H, W) classes from 0, 255 is ignored; None where there is none.
         prediction: (H, W) classes from 0.
         class_names: names by class.
         palette: (classes, 3) uint8; ADE20K's unless given.
@@ -59,13 +59,13 @@ def paint_panel(
         (h, w, 3) uint8, RGB; every picture is scaled to at most 480 pixels.
     """
     palette = ade20k_palette() if palette is None else palette
-    pictures = [("image", image), ("prediction", paint_labels(prediction, palette))]
-    if truth is not None:
-        pictures.insert(1, ("ground truth", paint_labels(truth, palette)))
+    pictures = [("image", image), ("prediction", draw_labels(prediction, palette))]
+    if gt is not None:
+        pictures.insert(1, ("ground truth", draw_labels(gt, palette)))
     scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
     width, height = (max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
     total = max(len(pictures) * (width + MARGIN) + MARGIN, LONGEST_SIDE)
-    names = _legend(truth, prediction, class_names)
+    names = _legend(gt, prediction, class_names)
     columns = total // COLUMN
     legend_top = height + 2 * MARGIN + LINE
     lines = -(-len(names) // columns)
@@ -96,17 +96,17 @@ def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def _legend(
-    truth: np.ndarray | None, prediction: np.ndarray, class_names: Sequence[str]
+    gt: np.ndarray | None, prediction: np.ndarray, class_names: Sequence[str]
 ) -> list[tuple[int, str]]:
     """Return the classes to name, the largest first, with what one of the two maps lacks."""
-    maps = [prediction] if truth is None else [truth, prediction]
+    maps = [prediction] if gt is None else [gt, prediction]
     counts = [np.bincount(labels.ravel(), minlength=256)[: len(class_names)] for labels in maps]
     order = np.argsort(-sum(counts), kind="stable")
     present = [int(label) for label in order if any(count[label] for count in counts)]
     names = []
     for label in present[:MOST_NAMES]:
         remark = ""
-        if truth is not None and not all(count[label] for count in counts):
+        if gt is not None and not all(count[label] for count in counts):
             remark = " (missed)" if counts[0][label] else " (predicted only)"
         names.append((label, f"{class_names[label]}{remark}"))
     return names

@@ -154,7 +154,7 @@ def _metrics(
         "config_sha256": digest({"model": config.model, "data": config.val_dataloader.dataset}),
         "data_fingerprint": load_manifest(job.data).fingerprint if job.data else None,
         "aug_test": job.aug_test,
-        "device": provenance.device_facts(ranks.device.type, ranks.world)["name"],
+        "device": provenance.device_info(ranks.device.type, ranks.world)["name"],
         "code": provenance.code(),
     }
 

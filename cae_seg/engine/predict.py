@@ -7,7 +7,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from cae_seg.data.images import read_image
-from cae_seg.data.visualize import paint_panel
+from cae_seg.data.visualize import draw_comparison
 from cae_seg.engine.segmenter import Segmenter, open_segmenter
 from cae_seg.engine.validate import check_checkpoint
 from cae_seg.errors import UserError
@@ -56,9 +56,9 @@ def predict(
 def _predict_one(segmenter: Segmenter, path: Path, out: Path) -> Path:
     image = read_image(path)
     labels = segmenter.predict(path)
-    target, panel = _outputs(path, out)
+    target, picture = _outputs(path, out)
     _write(labels + 1, target)
-    _write(paint_panel(image, None, labels, segmenter.classes), panel)
+    _write(draw_comparison(image, None, labels, segmenter.classes), picture)
     return target
 
 

@@ -36,7 +36,7 @@ class ResolvedRun:
         split: how a batch is shared.
         precision: "fp16", "bf16", "fp32" or "apex".
         identity: hash of what decides the numbers.
-        inputs: facts about checkpoint and data.
+        inputs: what is known about checkpoint and data.
     """
 
     job: TrainJob

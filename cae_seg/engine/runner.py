@@ -23,7 +23,7 @@ import cae_seg.engine.file_backend
 import cae_seg.engine.hooks.runtime_info  # noqa: F401  (registers it)
 from cae_seg.data.sampling import IterationSampler, SeededDataset
 from cae_seg.engine.build import seed_all
-from cae_seg.engine.hooks.record import RecordHook
+from cae_seg.engine.hooks.metrics import MetricsHook
 from cae_seg.engine.loops import ExactTestLoop, ExactTrainLoop, ExactValLoop
 from cae_seg.engine.precision import wrap_optimizer
 from cae_seg.engine.session import Session, TrainingSession
@@ -212,7 +212,7 @@ class ExactRunner(Runner):
             hooks["checkpoint"] = None
         super().register_default_hooks(hooks)
         if isinstance(self.session, TrainingSession):
-            self.register_hook(RecordHook(self.session.log_interval))
+            self.register_hook(MetricsHook(self.session.log_interval))
 
     # State
 
@@ -284,7 +284,7 @@ class ExactRunner(Runner):
             hooks_changed: whether hooks have learnt from them.
         """
         numbers = {key: float(value) for key, value in scores.items() if np.isscalar(value)}
-        self.session.record.write(
+        self.session.metrics.write(
             "eval", iteration=self.iter, **numbers, hooks_changed=hooks_changed
         )
 

@@ -7,7 +7,7 @@ from cae_seg.engine.batch import BatchSplit
 from cae_seg.engine.ranks import Ranks
 from cae_seg.run.checkpoints import Checkpoints, iteration_of
 from cae_seg.run.deadline import Budget, StopRequest
-from cae_seg.run.metrics_log import RecordWriter
+from cae_seg.run.metrics_log import MetricsLogger
 
 
 @dataclass
@@ -45,7 +45,7 @@ class TrainingSession(Session):
 
     Args:
         split: how a batch is shared.
-        record: log of the metrics.
+        metrics: log of the metrics.
         checkpoints: resumable states.
         resume_from: the newest whole state, if there is one.
         identity: of the run, kept in its checkpoints.
@@ -54,7 +54,7 @@ class TrainingSession(Session):
     """
 
     split: BatchSplit = field(kw_only=True)
-    record: RecordWriter = field(kw_only=True)
+    metrics: MetricsLogger = field(kw_only=True)
     checkpoints: Checkpoints = field(kw_only=True)
     resume_from: Path | None = field(kw_only=True)
     identity: str = field(kw_only=True)

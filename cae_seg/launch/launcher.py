@@ -59,7 +59,7 @@ def launch_train(job: TrainJob) -> int:
             return STOPPED
         code = _launch(job)
     if code == STOPPED:
-        go_back_to_queue(job.work_dir / "record.jsonl")
+        go_back_to_queue(WorkDir(job.work_dir).metrics_log)
     return code
 
 
@@ -118,7 +118,7 @@ def _refuse_other_device(job: Job, placement: Placement) -> None:
     """Refuse to continue on the CPU what has begun on a GPU, unless that is asked for."""
     if placement.kind == "cuda" or job.device != "auto" or not isinstance(job, TrainJob):
         return
-    before = (WorkDir(job.work_dir).facts() or {}).get("device") or {}
+    before = (WorkDir(job.work_dir).metadata() or {}).get("device") or {}
     if before.get("type") == "cuda":
         raise UserError(
             f"{job.work_dir}: began on {before.get('name')}, but torch sees no GPU here; check the "

@@ -52,7 +52,7 @@ class WeightsFile(_Shape):
 
 
 class RunMetadata(_Shape):
-    """`run.json` and `facts.json`: what was trained, with what."""
+    """`run.json` and `run_metadata.json`: what was trained, with what."""
 
     experiment: str | None = None
     seed: Count

@@ -70,7 +70,7 @@ def follow(
     poll: float = 5.0,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
-    """Stream a run's record to MLflow until SIGTERM, Ctrl-C or `stop`.
+    """Stream a run's metrics to MLflow until SIGTERM, Ctrl-C or `stop`.
 
     While the server is away it warns once and tries again with growing pauses; what was missed
     follows in order. What is still missing at the end is left to `track`.
@@ -79,7 +79,7 @@ def follow(
         run_dir: a seed's folder or a work dir; the run may still have to begin.
         sheet: the experiment sheet, for backbone and pretraining.
         uri: MLflow's address; `tracking_uri()` unless told.
-        poll: seconds between two looks at the record.
+        poll: seconds between two looks at the metrics log.
         stop: ends the stream when set.
 
     Returns:
@@ -113,10 +113,10 @@ class _Stream:
     def advance(self) -> bool:
         """Send what is new; return False while the server is away."""
         run = open_run(self._path)
-        if not run.exists or run.record().begun is None:
+        if not run.exists or run.history().begun is None:
             return True
         if self._delivery is None:
-            labels = self._labels(run.facts())
+            labels = self._labels(run.metadata())
             self._delivery = Delivery(run, self._uri, labels, self._sheet)
         try:
             self._sent += self._delivery.deliver_live()
@@ -126,9 +126,9 @@ class _Stream:
         self._watch_system()
         return True
 
-    def _labels(self, facts: dict[str, Any]) -> dict[str, Any]:
+    def _labels(self, metadata: dict[str, Any]) -> dict[str, Any]:
         try:
-            return labels_of(facts, self._sheet)
+            return labels_of(metadata, self._sheet)
         except UserError as error:
             logger.warning("%s; the run is streamed without its labels", error)
             return {}
@@ -170,12 +170,12 @@ class _Stream:
     def _last_word(self) -> None:
         run = open_run(self._path)
         if self._delivery is None:
-            self._delivery = Delivery(run, self._uri, self._labels(run.facts()), self._sheet)
+            self._delivery = Delivery(run, self._uri, self._labels(run.metadata()), self._sheet)
         self._delivery.run = run
         if run.finished:
             self._sent += self._delivery.deliver_all()["points_sent"]
             return
         self._sent += self._delivery.deliver_live()
-        events = run.record().events
+        events = run.history().events
         if events and events[-1]["event"] == "stop":
             self._delivery.pause()

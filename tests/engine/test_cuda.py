@@ -7,7 +7,7 @@ import torch
 
 from cae_seg.engine.job import DONE
 from cae_seg.launch.launcher import launch_train
-from cae_seg.run.paths import read_record
+from cae_seg.run.paths import read_history
 
 pytestmark = pytest.mark.gpu
 
@@ -25,7 +25,7 @@ def weights(job):
 
 
 def losses(job):
-    return [line["loss"] for line in read_record(job.work_dir / "record.jsonl").train.values()]
+    return [line["loss"] for line in read_history(job.work_dir / "metrics.jsonl").train.values()]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])

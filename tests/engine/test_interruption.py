@@ -27,7 +27,7 @@ from tiny_runs import job_in
 from waiting import WAIT_SECONDS, wait_until
 
 from cae_seg.engine.job import TrainJob
-from cae_seg.run.paths import read_record
+from cae_seg.run.paths import read_history
 
 KILLS = 8
 
@@ -42,7 +42,7 @@ def pair(tmp_path_factory, config, manifest) -> TrainJob:
 
 
 def test_two_ranks_train_what_one_process_does(pair, undisturbed):
-    ours, theirs = (read_record(job.work_dir / "record.jsonl") for job in (pair, undisturbed))
+    ours, theirs = (read_history(job.work_dir / "metrics.jsonl") for job in (pair, undisturbed))
     for iteration, line in theirs.train.items():
         assert ours.train[iteration]["loss"] == pytest.approx(line["loss"], rel=1e-4)
     for iteration, line in theirs.evaluations.items():
@@ -64,7 +64,7 @@ def test_signal_to_the_launcher_stops_all_ranks_in_order(make_job, pair, gated):
     code, said = run(job)
     assert code == 0, said
     assert same(weights(job), weights(pair))
-    events = read_record(job.work_dir / "record.jsonl").events
+    events = read_history(job.work_dir / "metrics.jsonl").events
     resumed = next(event for event in events if event["event"] == "resume")
     assert resumed["iteration"] == stopped_at
 
@@ -161,7 +161,7 @@ def test_second_writer_waits_and_finds_the_run_finished(make_job, pair, gated):
     code, said = finish(second)
     assert code == 0, said
     assert "finished before" in said
-    events = read_record(job.work_dir / "record.jsonl").events
+    events = read_history(job.work_dir / "metrics.jsonl").events
     assert [event["event"] for event in events].count("start") == 1
     assert same(weights(job), weights(pair))
 

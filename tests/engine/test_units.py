@@ -20,8 +20,8 @@ from cae_seg.machine import Placement, place
 from cae_seg.run.checkpoints import Checkpoints, load_state, verify
 from cae_seg.run.deadline import Budget, deadline_of, slurm_end
 from cae_seg.run.locks import FileLock
-from cae_seg.run.metrics_log import RecordWriter, working_seconds
-from cae_seg.run.paths import read_record
+from cae_seg.run.metrics_log import MetricsLogger, working_seconds
+from cae_seg.run.paths import read_history
 
 STATE = {"meta": {"iteration": 3}, "state_dict": {"w": torch.arange(5.0)}, "optimizer": {"lr": 0.1}}
 
@@ -198,16 +198,16 @@ def test_folder_that_cannot_be_written(tmp_path):
 
 
 def test_record_survives_a_torn_line(tmp_path):
-    path = tmp_path / "record.jsonl"
-    record = RecordWriter(path)
-    record.event("start", iteration=0)
-    record.write("train", iteration=1, loss=2.0)
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsLogger(path)
+    metrics.event("start", iteration=0)
+    metrics.write("train", iteration=1, loss=2.0)
     with open(path, "a") as stream:
         stream.write('{"kind": "train", "iterat')
-    record = RecordWriter(path)
-    record.write("train", iteration=1, loss=float("nan"))
-    record.write("train", iteration=2, loss=1.0)
-    found = read_record(path)
+    metrics = MetricsLogger(path)
+    metrics.write("train", iteration=1, loss=float("nan"))
+    metrics.write("train", iteration=2, loss=1.0)
+    found = read_history(path)
     assert found.train[1]["loss"] is None
     assert list(found.train) == [1, 2]
     for line in path.read_text().splitlines()[3:]:
@@ -215,17 +215,17 @@ def test_record_survives_a_torn_line(tmp_path):
 
 
 def test_working_time_leaves_out_the_pauses(tmp_path):
-    record = RecordWriter(tmp_path / "record.jsonl")
+    metrics = MetricsLogger(tmp_path / "metrics.jsonl")
     moments = {0: "start", 10: None, 100: "resume", 105: None, 107: "finish"}
     for moment, event in moments.items():
         extra = {"event": event} if event else {}
-        record.write("event" if event else "train", time=moment, iteration=moment, **extra)
-    assert working_seconds(read_record(tmp_path / "record.jsonl")) == 17
+        metrics.write("event" if event else "train", time=moment, iteration=moment, **extra)
+    assert working_seconds(read_history(tmp_path / "metrics.jsonl")) == 17
 
 
 def test_checkpoints_keep_two_and_tell(tmp_path):
-    record = RecordWriter(tmp_path / "record.jsonl")
-    checkpoints = Checkpoints(tmp_path / "checkpoints", record)
+    metrics = MetricsLogger(tmp_path / "metrics.jsonl")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", metrics)
     for iteration in (9, 10, 11):
         assert checkpoints.save(iteration, STATE).size > 0
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
@@ -233,7 +233,7 @@ def test_checkpoints_keep_two_and_tell(tmp_path):
         "iter_11.pth",
     ]
     assert checkpoints.newest().name == "iter_11.pth"
-    events = read_record(tmp_path / "record.jsonl").events
+    events = read_history(tmp_path / "metrics.jsonl").events
     assert [event["iteration"] for event in events] == [9, 10, 11]
     assert all(event["bytes"] > 0 and event["seconds"] >= 0 for event in events)
     assert torch.equal(
@@ -243,7 +243,7 @@ def test_checkpoints_keep_two_and_tell(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(500)])
 def test_what_is_no_checkpoint_is_passed_over(tmp_path, content):
-    checkpoints = Checkpoints(tmp_path, RecordWriter(tmp_path / "record.jsonl"))
+    checkpoints = Checkpoints(tmp_path, MetricsLogger(tmp_path / "metrics.jsonl"))
     checkpoints.save(1, STATE)
     (tmp_path / "iter_2.pth").write_bytes(content)
     with pytest.raises(UserError, match="no checkpoint"):
@@ -253,7 +253,7 @@ def test_what_is_no_checkpoint_is_passed_over(tmp_path, content):
 
 
 def test_half_written_file_is_swept_away(tmp_path):
-    checkpoints = Checkpoints(tmp_path, RecordWriter(None))
+    checkpoints = Checkpoints(tmp_path, MetricsLogger(None))
     (tmp_path / ".iter_2.pth.abc").write_bytes(b"half")
     checkpoints.sweep()
     assert list(tmp_path.iterdir()) == []
@@ -265,9 +265,9 @@ def test_full_disk_keeps_the_older_checkpoints(tmp_path):
         "import resource, signal, sys, torch\n"
         "from pathlib import Path\n"
         "from cae_seg.run.checkpoints import Checkpoints\n"
-        "from cae_seg.run.metrics_log import RecordWriter\n"
+        "from cae_seg.run.metrics_log import MetricsLogger\n"
         "folder = Path(sys.argv[1])\n"
-        "checkpoints = Checkpoints(folder, RecordWriter(folder / 'record.jsonl'))\n"
+        "checkpoints = Checkpoints(folder, MetricsLogger(folder / 'metrics.jsonl'))\n"
         "assert checkpoints.save(1, {'w': torch.zeros(10)})\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))\n"
@@ -275,8 +275,8 @@ def test_full_disk_keeps_the_older_checkpoints(tmp_path):
         "assert checkpoints.newest().name == 'iter_1.pth'\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["iter_1.pth", "record.jsonl"]
-    warning = read_record(tmp_path / "record.jsonl").events[-1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["iter_1.pth", "metrics.jsonl"]
+    warning = read_history(tmp_path / "metrics.jsonl").events[-1]
     assert warning["event"] == "warning"
     assert "cannot be written" in warning["message"]
 

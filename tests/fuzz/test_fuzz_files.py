@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from data.ade_tree import make_tree, zip_tree
+from fake_runs import make_run
 from fuzz.harness import (
     Budget,
     fuzz_settings,
@@ -20,7 +21,6 @@ from fuzz.harness import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_runs import make_run
 
 from cae_seg.errors import UserError
 from cae_seg.models.backbones.cae import CAE
@@ -219,7 +219,7 @@ def test_configs_in_weights(model):
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.json", "run.json", "work/record.jsonl", "work/facts.json"]
+    "name", ["metrics.json", "run.json", "work/metrics.jsonl", "work/run_metadata.json"]
 )
 def test_mutated_files_of_a_run(name):
     budget = Budget()

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from made_up_runs import make_run
+from fake_runs import make_run
 
 from cae_seg.errors import UserError
 from cae_seg.results.aggregate_seeds import summarise

@@ -153,9 +153,9 @@ def damage_checkpoint(scene: Scene) -> None:
 
 def tear_facts(scene: Scene) -> None:
     kill_launcher(scene)
-    facts = scene.run.work / "facts.json"
-    if facts.exists():
-        facts.write_text(facts.read_text()[: scene.chance.randrange(200)])
+    metadata = scene.run.work / "run_metadata.json"
+    if metadata.exists():
+        metadata.write_text(metadata.read_text()[: scene.chance.randrange(200)])
 
 
 def fill_disk(scene: Scene) -> None:

@@ -13,7 +13,7 @@ import threading
 import psutil
 import pytest
 import tracked
-from made_up_runs import (
+from fake_runs import (
     event_line,
     finish_run,
     make_run,
@@ -33,14 +33,14 @@ from cae_seg.tracking.sync import Delivery
 def begun(tmp_path):
     """A run that has just begun and logged nothing but that."""
     run = start_run(tmp_path / "results" / "row" / "seed_0")
-    write_lines(run / "work" / "record.jsonl", record_lines(200)[:1])
+    write_lines(run / "work" / "metrics.jsonl", record_lines(200)[:1])
     return run
 
 
 def log_between(run, first, last):
     """Let the run log the lines of the iterations after `first` up to `last`."""
     lines = [line for line in record_lines(200)[1:] if first < line["iteration"] <= last]
-    write_lines(run / "work" / "record.jsonl", lines)
+    write_lines(run / "work" / "metrics.jsonl", lines)
 
 
 class Follower:
@@ -174,7 +174,7 @@ def test_a_stopped_run_waits_in_mlflow_and_goes_on(begun, server):
     uri = server.uri
     follower = Follower(begun, uri)
     log_between(begun, 0, 100)
-    write_lines(begun / "work" / "record.jsonl", [event_line("stop", 100, late=1)])
+    write_lines(begun / "work" / "metrics.jsonl", [event_line("stop", 100, late=1)])
     follower.end()
     assert only_run(uri).info.status == "SCHEDULED"
     follower = Follower(begun, uri)

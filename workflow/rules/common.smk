@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 from cae_seg.engine.check_sheet import check_sheet
-from cae_seg.run.paths import RunFolder
+from cae_seg.run.paths import RunDir
 from cae_seg.run.provenance import code_fingerprint
 from cae_seg.errors import UserError
 from cae_seg.sheet.reading import Sheet, load_sheet
@@ -172,8 +172,8 @@ def row_resource(key: str, otherwise=None):
 
 def error_file(wildcards, rulename) -> str:
     """Return where a job keeps a user's mistake, which the executor does not try again."""
-    folder = SHEET.run_folder(wildcards.experiment, wildcards.seed)
-    return str(RunFolder(folder).error_file(rulename))
+    folder = SHEET.run_dir(wildcards.experiment, wildcards.seed)
+    return str(RunDir(folder).error_file(rulename))
 
 
 def attempt_number(wildcards, attempt) -> int:
@@ -218,7 +218,7 @@ def memory(wildcards) -> int:
 
 def work_weights(wildcards, input) -> str:
     """Return the weights of a finished run."""
-    return str(Path(input.run).parent / "work" / "weights.pth")
+    return str(RunDir(Path(input.run).parent).work.weights)
 
 
 def of_seeds(pattern: str):
@@ -237,7 +237,7 @@ def of_runs(pattern: str) -> list[str]:
 
 def undelivered(wildcards) -> str:
     """Return what changes while the tracker has not taken a run, so that it is offered again."""
-    file = SHEET.run_folder(wildcards.experiment, wildcards.seed) / "tracked.json"
+    file = SHEET.run_dir(wildcards.experiment, wildcards.seed) / "tracked.json"
     if not file.is_file() or read_json(file).get("delivered", True):
         return "nothing"
     return f"offered at {file.stat().st_mtime_ns}"

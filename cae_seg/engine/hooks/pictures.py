@@ -13,16 +13,16 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 from cae_seg.data.images import read_image
-from cae_seg.data.visualize import ade20k_palette, paint_labels, paint_panel
+from cae_seg.data.visualize import ade20k_palette, draw_comparison, draw_labels
 from cae_seg.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-PANELS = 4
+IMAGES_DRAWN = 4
 
 
 @HOOKS.register_module()
-class PanelHook(Hook):
+class VisualizationHook(Hook):
     """Paint a few validation images at each evaluation: image, truth and prediction.
 
     Args:
@@ -44,21 +44,21 @@ class PanelHook(Hook):
     ) -> None:
         """Paint the images whose turn it is; a picture that cannot be written is left out."""
         dataset = runner.val_dataloader.dataset
-        every = -(-len(dataset) // PANELS)
+        every = -(-len(dataset) // IMAGES_DRAWN)
         for number, sample in numbered(runner.val_dataloader, runner, batch_idx, outputs):
             if number % every == 0 and not self._failed:
                 self._paint(runner, sample, dataset.metainfo["classes"])
 
     def _paint(self, runner: Runner, sample: SegDataSample, classes: Sequence[str]) -> None:
         path = Path(sample.img_path)
-        panel = paint_panel(
+        picture = draw_comparison(
             read_image(path),
             sample.gt_sem_seg.data[0].cpu().numpy(),
             sample.pred_sem_seg.data[0].cpu().numpy(),
             classes,
         )
         try:
-            save(panel, self._folder / f"iter_{runner.iter}" / f"{path.stem}.png")
+            save(picture, self._folder / f"iter_{runner.iter}" / f"{path.stem}.png")
         except UserError as error:
             self._failed = True
             logger.warning("%s; further pictures of this attempt are left out", error)
@@ -92,7 +92,7 @@ class PaintingHook(Hook):
         for sample in outputs:
             labels = sample.pred_sem_seg.data[0].cpu().numpy()
             name = f"{Path(sample.img_path).stem}.png"
-            save(paint_labels(labels, palette_of(runner)), self._folder / name)
+            save(draw_labels(labels, palette_of(runner)), self._folder / name)
 
 
 @HOOKS.register_module()
