@@ -108,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_predict,
         _add_check_sheet,
         _add_export,
-        _add_summarise,
+        _add_aggregate_seeds,
         _add_track,
         _add_table,
         _add_figures,
@@ -208,9 +208,9 @@ def _prepare_checkpoint(options: argparse.Namespace) -> None:
 
 def _prepare_demo(options: argparse.Namespace) -> None:
     from cae_seg.data.demo import make_demo
-    from cae_seg.run.logs import quiet_imports
+    from cae_seg.run.logs import suppress_import_output
 
-    with quiet_imports():
+    with suppress_import_output():
         make_demo(options.archive, options.checkpoints, seed=options.seed)
 
 
@@ -447,16 +447,16 @@ def _export(options: argparse.Namespace) -> None:
         print(f"mmseg.apis.init_model({str(config)!r}, {str(checkpoint)!r})")
 
 
-def _add_summarise(commands: Any) -> None:
-    parser = _add(commands, "summarise", _summarise, "join the seeds of one combination")
+def _add_aggregate_seeds(commands: Any) -> None:
+    parser = _add(commands, "aggregate-seeds", _aggregate_seeds, "join the seeds of a combination")
     parser.add_argument("metrics", type=Path, nargs="+", help="metrics.json of each seed")
     parser.add_argument("--out", type=output_file, required=True)
 
 
-def _summarise(options: argparse.Namespace) -> None:
-    from cae_seg.results.aggregate_seeds import summarise
+def _aggregate_seeds(options: argparse.Namespace) -> None:
+    from cae_seg.results.aggregate_seeds import aggregate_seeds
 
-    summarise(options.metrics, options.out)
+    aggregate_seeds(options.metrics, options.out)
 
 
 def _add_track(commands: Any) -> None:

@@ -98,7 +98,13 @@ def fake_metadata(name: str | None, seed: int, **changes: Any) -> dict[str, Any]
         "precision": "fp16",
         "deterministic": False,
         "device": {"type": "cuda", "name": "Made Up 80GB", "count": 2},
-        "batch": {"total": 16, "per_rank": 8, "micro": 4, "accumulation": 2, "ranks": 2},
+        "batch": {
+            "global_batch": 16,
+            "batch_per_rank": 8,
+            "micro_batch": 4,
+            "accumulation": 2,
+            "ranks": 2,
+        },
         "accelerations": [],
         "checkpoint": {"path": "checkpoints/made_up.pth", "sha256": "c" * 64, "layout": "cae"},
         "data": {

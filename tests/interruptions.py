@@ -12,11 +12,11 @@ from interrupted_runs import Run
 from waiting import WAIT_SECONDS, wait_until
 
 from cae_seg.engine.job import TrainJob
-from cae_seg.run.deadline import StopRequest
+from cae_seg.run.deadline import StopSignal
 from cae_seg.run.paths import read_history
 
 
-class StopAfter(StopRequest):
+class StopAfter(StopSignal):
     """Asks to stop once it has been looked at so many times."""
 
     def __init__(self, looks: int) -> None:
@@ -85,8 +85,8 @@ def start(job: TrainJob, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Wait for a process; return its exit status and what it printed."""
-    _, said = process.communicate(timeout=WAIT_SECONDS)
-    return process.returncode, said
+    _, output = process.communicate(timeout=WAIT_SECONDS)
+    return process.returncode, output
 
 
 def run(job: TrainJob, prefix: tuple[str, ...] = ()) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from cae_seg.errors import UserError
 from cae_seg.run.paths import RunDir
 
 DONE, CRASHED, USER_ERROR, STOPPED = 0, 1, 2, 75
-"""Exit statuses; 75 is sysexits' "try again": stopped in good order, nothing is lost."""
+"""Exit statuses; 75 is sysexits' "try again": stopped cleanly, nothing is lost."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TrainJob:
         cfg_options: dotted config keys and their new values.
         workers: loader processes a rank.
         images_per_gpu: images that fit at once; more are accumulated.
-        time_budget: minutes after which the run has stopped in good order.
+        time_budget: minutes after which the run has stopped cleanly.
         nodes: machines, found through SLURM.
         iterations: length of the run, replaces the config's with all that depends on it.
         batch_size: images of an iteration over all GPUs, replaces the config's.

@@ -13,7 +13,7 @@ from cae_seg.engine.validate import check_checkpoint
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_writer, check_output_file, check_writable
 from cae_seg.progress import progress
-from cae_seg.run.logs import Voice, separate_logs
+from cae_seg.run.logs import SafeStream, configure_logging
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SIGNATURE = "cae-seg predict"
@@ -47,9 +47,9 @@ def predict(
     check_checkpoint(weights)
     paths = _images(inputs)
     _check_outputs(paths, out)
-    with separate_logs(speak=True):
+    with configure_logging(speak=True):
         segmenter = open_segmenter(weights, config=config, device=device)
-        with progress(paths, "predict", "images", stream=Voice()) as bar:
+        with progress(paths, "predict", "images", stream=SafeStream()) as bar:
             return [_predict_one(segmenter, path, out) for path in bar]
 
 

@@ -162,13 +162,16 @@ class ExactRunner(Runner):
                 self.model.module, "images_per_batch", dataloader.get("batch_size", 1)
             )
             return Runner.build_dataloader(dataloader, seed=seed)
-        dataloader.batch_size = session.split.per_rank
+        dataloader.batch_size = session.split.batch_per_rank
         dataloader.dataset = {
             "type": SeededDataset,
             "dataset": dataloader.dataset,
             "seed": session.seed,
         }
-        dataloader.sampler = {"type": IterationSampler, "total_batch_size": session.split.total}
+        dataloader.sampler = {
+            "type": IterationSampler,
+            "total_batch_size": session.split.global_batch,
+        }
         dataloader.pop("batch_sampler", None)
         return Runner.build_dataloader(dataloader)
 
@@ -256,7 +259,7 @@ class ExactRunner(Runner):
         if session.ranks.first:
             saved = session.checkpoints.save(self.iter, to_cpu(state))
             if saved is not None:
-                session.budget.saved(saved.seconds)
+                session.budget.update_save(saved.seconds)
 
     def saved_state(self) -> dict[str, Any]:
         """Return weights and what belongs to them, after the hooks' `before_save_checkpoint`."""

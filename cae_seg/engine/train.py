@@ -24,9 +24,9 @@ from cae_seg.errors import UserError
 from cae_seg.run import provenance
 from cae_seg.run.checkpoints import Checkpoints
 from cae_seg.run.deadline import (
-    Budget,
-    Stopped,
-    StopRequest,
+    Interrupted,
+    StopSignal,
+    TimeBudget,
     deadline_of,
     guess_save_seconds,
 )
@@ -38,13 +38,13 @@ from cae_seg.run.work_dir import LOCK_SECONDS, WorkDir
 logger = logging.getLogger(__name__)
 
 
-def train(job: TrainJob, ranks: Ranks, request: StopRequest, log: LogFile) -> int:
+def train(job: TrainJob, ranks: Ranks, stop: StopSignal, log: LogFile) -> int:
     """Train until done or stopped cleanly.
 
     Args:
         job: what to train.
         ranks: this process among those of the run.
-        request: set when a signal asks to stop.
+        stop: set when a signal asks to stop.
         log: opened in the work dir once that is ours.
 
     Returns:
@@ -68,7 +68,7 @@ def train(job: TrainJob, ranks: Ranks, request: StopRequest, log: LogFile) -> in
         newest = ranks.ask_first(lambda: _newest(checkpoints))
         if newest is None and not fresh:  # no state in the work dir could be read
             model = build_model(run.built, job.seed, start=True)
-        session = _session(run, ranks, request, metrics, checkpoints, newest)
+        session = _session(run, ranks, stop, metrics, checkpoints, newest)
         session.budget = _budget(job, ranks, model, began)
         return _run(run, work, session, model, began)
     finally:
@@ -105,7 +105,7 @@ def _newest(checkpoints: Checkpoints) -> Path | None:
 def _session(
     run: ResolvedRun,
     ranks: Ranks,
-    request: StopRequest,
+    stop: StopSignal,
     metrics: MetricsLogger,
     checkpoints: Checkpoints,
     newest: Path | None,
@@ -114,7 +114,7 @@ def _session(
     return TrainingSession(
         ranks=ranks,
         seed=run.job.seed,
-        request=request,
+        stop=stop,
         workers=run.job.workers,
         deterministic=run.job.deterministic,
         precision=run.precision,
@@ -162,21 +162,21 @@ def _reaches_end(runner: ExactRunner, run: ResolvedRun) -> bool:
     try:
         runner.train()
         return True
-    except Stopped:
+    except Interrupted:
         return False
     except torch.OutOfMemoryError as error:
         advice = "use a larger GPU"
-        if run.split.micro > 1:
-            advice = f"pass --images-per-gpu {run.split.micro // 2}"
+        if run.split.micro_batch > 1:
+            advice = f"pass --images-per-gpu {run.split.micro_batch // 2}"
         raise UserError(
-            f"{run.split.micro} images at once do not fit into the GPU's memory; {advice}"
+            f"{run.split.micro_batch} images at once do not fit into the GPU's memory; {advice}"
         ) from error
 
 
-def _budget(job: TrainJob, ranks: Ranks, model: nn.Module, began: float) -> Budget:
+def _budget(job: TrainJob, ranks: Ranks, model: nn.Module, began: float) -> TimeBudget:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     deadline = ranks.ask_first(lambda: deadline_of(job.time_budget, began))
-    return Budget(deadline, guess_save_seconds(parameters))
+    return TimeBudget(deadline, guess_save_seconds(parameters))
 
 
 def _note_start(
@@ -198,18 +198,18 @@ def _note_start(
         f"resuming from iteration {done}" if done else "training from the start",
         metadata["device"]["name"],
         run.precision,
-        split.total,
+        split.global_batch,
         split.ranks,
-        split.per_rank,
+        split.batch_per_rank,
         f" in {split.accumulation} parts" if split.accumulation > 1 else "",
     )
 
 
 def _note_stop(session: TrainingSession, runner: ExactRunner) -> None:
-    reason = session.request.reason or "time budget"
+    reason = session.stop.name or "time budget"
     session.metrics.event("stop", iteration=runner.iter, reason=reason)
     logger.info(
-        "stopped in good order (%s) at iteration %d of %d; repeat the command to resume",
+        "stopped cleanly (%s) at iteration %d of %d; rerun the same command to resume",
         reason,
         runner.iter,
         runner.max_iters,

@@ -15,7 +15,7 @@ REQUEUE = "SNAKEMAKE_SLURM_REQUEUE"
 """The variable that our executor sets: it does not take a requeued job for a failed one."""
 
 
-def go_back_to_queue(metrics_log: Path) -> bool:
+def requeue_if_advanced(metrics_log: Path) -> bool:
     """Put the SLURM job of this process back into the queue, if that is wanted and of use.
 
     It keeps its number and its log, and Snakemake, which sees it waiting, counts no failure: a run

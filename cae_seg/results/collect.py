@@ -74,7 +74,7 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
         "gpu_hours": _number(metadata.get("gpu_hours")),
         "iterations": metadata.get("iterations"),
         "precision": metadata.get("precision"),
-        "batch": metadata.get("batch", {}).get("total"),
+        "batch": metadata.get("batch", {}).get("global_batch"),
         "device": metadata.get("device", {}).get("name"),
         "aug_test": scores.get("aug_test", False),
         "images": scores.get("images"),

@@ -41,7 +41,7 @@ class Device(_Shape):
 class Batch(_Shape):
     """How the images of an iteration were shared."""
 
-    total: Count
+    global_batch: Count
 
 
 class WeightsFile(_Shape):

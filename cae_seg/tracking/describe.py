@@ -85,7 +85,7 @@ def parameters(metadata: dict[str, Any], labels: dict[str, Any]) -> dict[str, st
         "layer_decay": metadata.get("layer_decay"),
         "drop_path": metadata.get("drop_path"),
         "seed": metadata["seed"],
-        "batch": metadata.get("batch", {}).get("total"),
+        "batch": metadata.get("batch", {}).get("global_batch"),
         "iterations": metadata["iterations"],
         "deterministic": metadata.get("deterministic"),
         "config": metadata["config"],
@@ -99,13 +99,13 @@ def parameters(metadata: dict[str, Any], labels: dict[str, Any]) -> dict[str, st
 def tags(metadata: dict[str, Any], labels: dict[str, Any], sheet: Path | None) -> dict[str, str]:
     """Return what may differ between the attempts of one run: machine, batch split, code."""
     batch, device, code = (metadata.get(key) or {} for key in ("batch", "device", "code"))
-    split = "{ranks} × {per_rank}, micro-batch {micro}, accumulation {accumulation}"
+    split = "{ranks} × {batch_per_rank}, micro-batch {micro_batch}, accumulation {accumulation}"
     values = {
         "precision": metadata.get("precision"),
         "device": device.get("name"),
         "device_count": device.get("count"),
         "batch_split": split.format_map({"ranks": 1, "accumulation": 1} | batch)
-        if "per_rank" in batch and "micro" in batch
+        if "batch_per_rank" in batch and "micro_batch" in batch
         else None,
         "accelerations": ", ".join(metadata.get("accelerations") or []) or None,
         "slurm_job_ids": ", ".join(str(job) for job in metadata.get("slurm_job_ids") or []) or None,

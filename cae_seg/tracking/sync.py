@@ -120,8 +120,8 @@ def _track_one(
         "uri": redact_uri(uri),
     }
     try:
-        delivery = Delivery(run, uri, labels, sheet)
-        answer |= {"delivered": True} | insist(delivery.deliver_all, patience)
+        sync = RunSync(run, uri, labels, sheet)
+        answer |= {"delivered": True} | retry(sync.sync_all, patience)
     except StoreUnavailable as error:
         answer |= {"delivered": False, "error": str(error)}
         logger.warning(
@@ -140,7 +140,7 @@ def _earlier_labels(run: RunDir) -> dict[str, Any]:
     return read_json(path).get("labels", {}) if path.is_file() else {}
 
 
-def insist(action: Callable[[], T], patience: float) -> T:
+def retry(action: Callable[[], T], patience: float) -> T:
     """Repeat `action` with growing pauses while MLflow is out of reach, for `patience` seconds."""
     deadline, pause = time.monotonic() + patience, 0.25
     while True:
@@ -148,24 +148,24 @@ def insist(action: Callable[[], T], patience: float) -> T:
             return action()
         except StoreUnavailable as error:
             left = deadline - time.monotonic()
-            if not error.passing or left <= 0:
+            if not error.transient or left <= 0:
                 raise
             # Spread out, so that jobs that end together do not come back together.
             time.sleep(min(left, pause * random.uniform(0.5, 1.5)))
             pause = min(LONGEST_PAUSE, pause * 2)
 
 
-class Delivery:
+class RunSync:
     """One run on its way to one MLflow. Every method may raise `StoreUnavailable`."""
 
     def __init__(self, run: RunDir, uri: str, labels: dict[str, Any], sheet: Path | None) -> None:
         self.run, self.uri, self.labels, self.sheet = run, uri, labels, sheet
         self.run_id: str | None = None
         self._client: Any = None
-        self._there: dict[str, set[int]] = {}
+        self._logged_steps: dict[str, set[int]] = {}
         self._visualizations: set[str] = set()
 
-    def deliver_all(self) -> dict[str, Any]:
+    def sync_all(self) -> dict[str, Any]:
         """Deliver everything and close the run; return its id and what had to be sent."""
         with self._reaching():
             metadata, history, metrics = self.run.metadata(), self.run.history(), self.run.metrics()
@@ -183,7 +183,7 @@ class Delivery:
             self._client.set_tag(self.run_id, DELIVERED, digest)
             return {"run_id": self.run_id, "points_sent": sent}
 
-    def deliver_live(self) -> int:
+    def sync_live(self) -> int:
         """Deliver what a run in progress has logged so far; return the number of points sent."""
         with self._reaching():
             metadata, history = self.run.metadata(), self.run.history()
@@ -197,10 +197,10 @@ class Delivery:
 
     def _forget(self) -> None:
         # MLflow may have got more or less than we know: ask anew at the next delivery.
-        self.run_id, self._there, self._visualizations = None, {}, set()
+        self.run_id, self._logged_steps, self._visualizations = None, {}, set()
 
-    def pause(self) -> None:
-        """Say in MLflow that a run that was stopped in good order will go on."""
+    def mark_paused(self) -> None:
+        """Say in MLflow that a run that was stopped cleanly will go on."""
         with self._reaching():
             self._client.update_run(self.run_id, status="SCHEDULED")
 
@@ -217,7 +217,9 @@ class Delivery:
                 yield
         except Timeout as error:
             self._forget()
-            raise StoreUnavailable("the run is being delivered elsewhere", passing=True) from error
+            raise StoreUnavailable(
+                "the run is being delivered elsewhere", transient=True
+            ) from error
         except StoreUnavailable:
             self._forget()
             raise
@@ -250,7 +252,7 @@ class Delivery:
                 self._client.delete_run(run.info.run_id)
         if found is not None:
             self.run_id = found.info.run_id
-            self._there = {
+            self._logged_steps = {
                 key: {m.step for m in self._client.get_metric_history(self.run_id, key)}
                 for key in found.data.metrics
             }
@@ -298,12 +300,12 @@ class Delivery:
         """Send the points whose step is not there yet, in order."""
         from mlflow.entities import Metric
 
-        new = [point for point in points if point.step not in self._there.get(point.key, ())]
+        new = [point for point in points if point.step not in self._logged_steps.get(point.key, ())]
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]
             self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
             for point in batch:
-                self._there.setdefault(point.key, set()).add(point.step)
+                self._logged_steps.setdefault(point.key, set()).add(point.step)
         return len(new)
 
     def _send_summary(self, metadata: dict[str, Any], metrics: dict[str, Any] | None) -> int:

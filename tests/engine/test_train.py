@@ -17,7 +17,7 @@ from cae_seg.launch import rank
 from cae_seg.launch.launcher import launch_evaluate, launch_train
 from cae_seg.models.accelerate import FAST_PATHS
 from cae_seg.run.checkpoints import save_checked
-from cae_seg.run.deadline import StopRequest
+from cae_seg.run.deadline import StopSignal
 from cae_seg.run.paths import read_history
 
 
@@ -33,9 +33,9 @@ def test_run_leaves_what_the_workflow_declares(undisturbed):
     assert run["schema"] == 2
     assert run["iterations"] == 8
     assert run["batch"] == {
-        "total": 16,
-        "per_rank": 16,
-        "micro": 16,
+        "global_batch": 16,
+        "batch_per_rank": 16,
+        "micro_batch": 16,
         "accumulation": 1,
         "ranks": 1,
     }
@@ -100,7 +100,7 @@ def test_signal_loses_no_iteration(make_job):
     assert rank.run(job, "cpu", StopAfter(2)) == STOPPED
     done = max(read_history(job.work_dir / "metrics.jsonl").train)
     assert (job.work_dir / "checkpoints" / f"iter_{done}.pth").is_file()
-    assert rank.run(job, "cpu", StopRequest()) == DONE
+    assert rank.run(job, "cpu", StopSignal()) == DONE
     lines = (job.work_dir / "metrics.jsonl").read_text().splitlines()
     trained = [json.loads(line)["iteration"] for line in lines if '"train"' in line]
     assert trained == list(range(1, 9))
@@ -128,7 +128,7 @@ def test_micro_batches_are_recorded(make_job):
     job = make_job("micro", iterations=2, images_per_gpu=5)
     assert launch_train(job) == DONE
     batch = json.loads(job.out.read_text())["batch"]
-    assert (batch["micro"], batch["accumulation"], batch["per_rank"]) == (4, 4, 16)
+    assert (batch["micro_batch"], batch["accumulation"], batch["batch_per_rank"]) == (4, 4, 16)
 
 
 def test_evaluate_repeats_the_last_evaluation_of_training(undisturbed, tmp_path):

@@ -244,7 +244,7 @@ def test_mutated_files_of_a_run(name):
             texts = value if isinstance(value, list) and name.endswith("l") else [value]
             (made / name).write_text("\n".join(json.dumps(text) for text in texts))
             run("table", "--sheet", "sheet.yaml", "--partial")
-            run("summarise", str(made / "metrics.json"), "--out", "out.json")
+            run("aggregate-seeds", str(made / "metrics.json"), "--out", "out.json")
 
     check()
 

@@ -10,7 +10,7 @@ from fake_runs import make_row, make_run, make_sheet, start_run
 
 from cae_seg.errors import UserError
 from cae_seg.results.aggregate import aggregate
-from cae_seg.results.aggregate_seeds import summarise
+from cae_seg.results.aggregate_seeds import aggregate_seeds
 from cae_seg.results.collect import collect_runs
 from cae_seg.run.paths import RunDir, read_history
 
@@ -65,7 +65,7 @@ def test_a_value_out_of_range_is_refused_with_its_key(run, tmp_path, key, value)
 METADATA = {
     "iterations": [None, "x", -1],
     "device": [5, {"type": 1}],
-    "batch": ["x", {"total": "16"}],
+    "batch": ["x", {"global_batch": "16"}],
     "gpu_hours": [-1, "x"],
     "weights": [[], {"path": 1}],
     "evaluations": [{}, [1]],
@@ -123,7 +123,7 @@ def test_weights_exchanged_after_the_evaluation_are_noted(run, tmp_path):
 
 def test_one_seed_is_not_joined_twice(run, tmp_path):
     with pytest.raises(UserError, match="of one seed"):
-        summarise([run / "metrics.json"] * 2, tmp_path / "out.json")
+        aggregate_seeds([run / "metrics.json"] * 2, tmp_path / "out.json")
 
 
 LINES = [

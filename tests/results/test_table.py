@@ -249,7 +249,7 @@ def test_the_footer_names_data_code_and_date(sheet):
         ({"data": {"fingerprint": "b" * 64}}, "other data (bbbbbbbb)"),
         ({"iterations": 100}, "100 iterations"),
         ({"precision": "fp32"}, "fp32"),
-        ({"batch": {"total": 8}}, "batch of 8"),
+        ({"batch": {"global_batch": 8}}, "batch of 8"),
         ({"code": {"commit": "b", "dirty": False, "fingerprint": "0"}}, "code changed since"),
         ({"code": {"commit": "b", "dirty": True, "fingerprint": "f" * 64}}, "uncommitted code"),
     ],

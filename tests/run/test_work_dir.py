@@ -14,8 +14,8 @@ from cae_seg.files import sha256_file
 from cae_seg.launch.retry import final_errors
 from cae_seg.launch.scratch import scratch_folder
 from cae_seg.run.checkpoints import Checkpoints
-from cae_seg.run.deadline import StopRequest
-from cae_seg.run.logs import separate_logs
+from cae_seg.run.deadline import StopSignal
+from cae_seg.run.logs import configure_logging
 from cae_seg.run.metrics_log import MetricsLogger
 from cae_seg.run.paths import read_history
 from cae_seg.run.work_dir import SCHEMA, Busy, WorkDir
@@ -105,7 +105,7 @@ def test_what_cannot_be_written_is_a_warning_and_is_left_out(tmp_path, capfd):
     work = WorkDir(tmp_path / "work")
     for name in ("metrics.jsonl", "run_metadata.json", "train.log"):
         (tmp_path / "work" / name).mkdir(parents=True)
-    with separate_logs(speak=True) as log:
+    with configure_logging(speak=True) as log:
         log.open(work.log)
         metrics = MetricsLogger(work.metrics_log)
         metrics.event("start", iteration=0)
@@ -113,11 +113,13 @@ def test_what_cannot_be_written_is_a_warning_and_is_left_out(tmp_path, capfd):
         work.write_metadata({"identity": MINE})
         logging.getLogger("some.library").warning("a line for the log")
     assert work.metadata() == {"identity": MINE}
-    told = capfd.readouterr().err
+    output = capfd.readouterr().err
     for name in ("metrics.jsonl", "run_metadata.json", "train.log"):
-        lines = [line for line in told.splitlines() if name in line and "cannot be written" in line]
-        assert len(lines) == 1, told
-    assert "Traceback" not in told
+        lines = [
+            line for line in output.splitlines() if name in line and "cannot be written" in line
+        ]
+        assert len(lines) == 1, output
+    assert "Traceback" not in output
 
 
 def test_scratch_folders_of_killed_launchers_are_removed(tmp_path, monkeypatch):
@@ -161,12 +163,12 @@ def test_a_users_mistake_fails_retries_at_once_until_the_next_start(tmp_path):
 def test_a_signal_that_arrives_several_times_is_one_request(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("cae_seg.run.deadline.time.monotonic", lambda: now[0])
-    launcher, rank = StopRequest(), StopRequest(patient=True)
-    for request in (launcher, rank):
+    launcher, rank = StopSignal(), StopSignal(patient=True)
+    for stop in (launcher, rank):
         for number in (2, 2, 15, 10):  # SIGINT twice, SIGTERM, SIGUSR1
-            request.ask(number)
-        assert request.reason == "SIGINT"
+            stop.receive(number)
+        assert stop.name == "SIGINT"
     now[0] += 2
-    rank.ask(2)
+    rank.receive(2)
     with pytest.raises(KeyboardInterrupt):
-        launcher.ask(2)
+        launcher.receive(2)

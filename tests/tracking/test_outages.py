@@ -26,7 +26,7 @@ from waiting import WAIT_SECONDS, wait_until
 
 from cae_seg.tracking import follow, following, track
 from cae_seg.tracking.store import StoreUnavailable
-from cae_seg.tracking.sync import Delivery
+from cae_seg.tracking.sync import RunSync
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def steps(uri, key="train/loss"):
 @pytest.fixture(autouse=True)
 def _quick_retries_until_delivered(monkeypatch):
     monkeypatch.setattr("cae_seg.tracking.live.LONGEST_PAUSE", 0.5)
-    monkeypatch.setattr("cae_seg.tracking.live.LAST_WORD_SECONDS", WAIT_SECONDS)
+    monkeypatch.setattr("cae_seg.tracking.live.FINAL_FLUSH_SECONDS", WAIT_SECONDS)
 
 
 def test_a_run_is_streamed_while_it_trains(begun, server, monkeypatch):
@@ -131,7 +131,7 @@ def test_a_server_that_comes_late_gets_everything(begun, mortal_server, caplog):
 
 
 def test_a_server_that_is_down_for_good_costs_a_warning(begun, mortal_server, caplog, monkeypatch):
-    monkeypatch.setattr("cae_seg.tracking.live.LAST_WORD_SECONDS", 0.5)
+    monkeypatch.setattr("cae_seg.tracking.live.FINAL_FLUSH_SECONDS", 0.5)
     follower = Follower(begun, mortal_server.uri)
     log_between(begun, 0, 200)
     assert follower.end() == {"delivered": False, "points_sent": 0}
@@ -223,7 +223,7 @@ def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch):
     run = make_run(tmp_path / "results" / "row" / "seed_0")
     holder = sqlite3.connect(tmp_path / "results" / "mlflow.db")
     holder.execute("BEGIN EXCLUSIVE")
-    deliver, failures = Delivery.deliver_all, []
+    deliver, failures = RunSync.sync_all, []
 
     def unlock_after_failure(delivery):
         try:
@@ -233,7 +233,7 @@ def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch):
             holder.rollback()
             raise
 
-    monkeypatch.setattr(Delivery, "deliver_all", unlock_after_failure)
+    monkeypatch.setattr(RunSync, "sync_all", unlock_after_failure)
     assert track(run, uri=store)["delivered"]
     assert len(failures) == 1
     assert "locked" in failures[0]
@@ -277,15 +277,15 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
 TRACK = """
 import sys
 from cae_seg.cli import main
-from cae_seg.tracking.sync import Delivery
+from cae_seg.tracking.sync import RunSync
 
-deliver = Delivery.deliver_all
+deliver = RunSync.sync_all
 
 def note_and_deliver(delivery):
     print("delivery tried", file=sys.stderr)
     return deliver(delivery)
 
-Delivery.deliver_all = note_and_deliver
+RunSync.sync_all = note_and_deliver
 sys.exit(main())
 """
 

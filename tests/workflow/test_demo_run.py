@@ -88,11 +88,11 @@ def test_the_facts_of_a_run_are_written_beside_it(demo_run):
 
 
 def test_a_person_watching_sees_progress_and_no_chatter(demo_run):
-    assert re.search(r"train tiny_\S+: \d+/\d+ iterations .* left, loss \d", demo_run.said)
-    assert re.search(r"mIoU \d+\.\d+", demo_run.said)
-    assert re.search(r"\d+ of \d+ steps \(\d+%\) done", demo_run.said)
-    assert "Warning" not in demo_run.said
-    assert "OneDL" not in demo_run.said
+    assert re.search(r"train tiny_\S+: \d+/\d+ iterations .* left, loss \d", demo_run.output)
+    assert re.search(r"mIoU \d+\.\d+", demo_run.output)
+    assert re.search(r"\d+ of \d+ steps \(\d+%\) done", demo_run.output)
+    assert "Warning" not in demo_run.output
+    assert "OneDL" not in demo_run.output
 
 
 def test_a_second_start_has_nothing_to_do(demo_run):

@@ -65,7 +65,7 @@ class MetricsHook(Hook):
             **values,
             lr=self._rate,
             grad_norm=norm,
-            images_per_second=session.split.total * self._count / self._seconds,
+            images_per_second=session.split.global_batch * self._count / self._seconds,
             data_seconds=self._data_seconds / self._count,
             gpu_memory_mb=_peak_memory(session.ranks.device),
         )
