@@ -23,7 +23,7 @@ class StopAfter(StopSignal):
         self._left = looks
 
     @property
-    def reason(self) -> str | None:
+    def name(self) -> str | None:
         self._left -= 1
         return "SIGTERM" if self._left < 0 else None
 

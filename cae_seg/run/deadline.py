@@ -98,12 +98,12 @@ class TimeBudget:
         """Say whether another iteration would leave too little time for a checkpoint."""
         return self._over(2 * self._iteration)
 
-    def forbids_evaluation(self) -> bool:
-        """Say whether an evaluation, as the last one was, would overrun the deadline."""
-        return self._over(self._evaluation)
+    def has_time_for_eval(self) -> bool:
+        """Say whether an evaluation as long as the last one would end before the deadline."""
+        return not self._over(self._evaluation)
 
     def is_over(self) -> bool:
-        """Say whether the deadline has come."""
+        """Say whether the deadline has passed."""
         return self.deadline is not None and self._clock() >= self.deadline
 
     def _over(self, upcoming: float) -> bool:

@@ -30,7 +30,7 @@ def copied(undisturbed, tmp_path) -> TrainJob:
 
 def test_run_leaves_what_the_workflow_declares(undisturbed):
     run = json.loads(undisturbed.out.read_text())
-    assert run["schema"] == 2
+    assert run["schema"] == 3
     assert run["iterations"] == 8
     assert run["batch"] == {
         "global_batch": 16,
