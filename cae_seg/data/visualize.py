@@ -1,7 +1,8 @@
 """Label maps as pictures: in the palette of ADE20K, side by side, with the names of the classes."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -23,6 +24,16 @@ def ade20k_palette() -> np.ndarray:
     return np.array(ade_palette(), dtype=np.uint8)
 
 
+def palette_of(metainfo: Mapping[str, Any]) -> np.ndarray:
+    """Return the colours of a data set's classes, (classes, 3) uint8 RGB.
+
+    Without colours of their own, classes get those of ADE20K in turn.
+    """
+    if palette := metainfo.get("palette"):
+        return np.array(palette, dtype=np.uint8)
+    return np.resize(ade20k_palette(), (len(metainfo["classes"]), 3))
+
+
 def draw_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Colour a label map; what is ignored (255) is black.
 
@@ -37,6 +48,24 @@ def draw_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     colours[: len(palette)] = palette
     colours[IGNORED] = 0
     return colours[labels]
+
+
+def draw_overlay(
+    image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.5
+) -> np.ndarray:
+    """Lay the colours of a label map over its image; where it is ignored (255), the image stays.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        labels: (H, W), classes from 0.
+        palette: (classes, 3) uint8.
+        opacity: of the colours, 0 (the image alone) to 1 (the colours alone).
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    mixed = (1 - opacity) * image + opacity * draw_labels(labels, palette)
+    return np.where(labels[..., None] == IGNORED, image, np.rint(mixed)).astype(np.uint8)
 
 
 def draw_comparison(

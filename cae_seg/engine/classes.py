@@ -1,5 +1,6 @@
 """Compare the classes of a config's heads with those of its data, before anything is trained."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -48,12 +49,43 @@ def _heads(model: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
                 yield name, head["num_classes"]
 
 
-def _classes(dataset: Mapping[str, Any]) -> int | None:
-    """Return the number of classes of a data set; None where it is not known beforehand."""
+def metainfo_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a data set's config says about its classes: names, and colours where known.
+
+    Its own `metainfo` comes before that of its type, as in mmsegmentation; wrappers are looked
+    through. Nothing is read from the data's folder.
+    """
+    dataset = _innermost(dataset)
+    known = dict(getattr(DATASETS.get(dataset.get("type", "")), "METAINFO", {}))
+    own = dataset.get("metainfo") or {}
+    if "classes" in own and "palette" not in own:
+        colours = dict(zip(known.get("classes", ()), known.pop("palette", ()), strict=False))
+        if set(own["classes"]) <= set(colours):
+            known["palette"] = [colours[name] for name in own["classes"]]
+    return {**known, **own}
+
+
+def first_label(dataset: Mapping[str, Any]) -> int:
+    """Return the value of the first class in annotation files: 1 where 0 means "ignored", else 0.
+
+    This is `reduce_zero_label` of the step that loads annotations or, where that says nothing, of
+    the data set.
+    """
+    dataset = _innermost(dataset)
+    for step in dataset.get("pipeline") or ():
+        if step["type"] == "LoadAnnotations" and step.get("reduce_zero_label") is not None:
+            return int(step["reduce_zero_label"])
+    default = inspect.signature(DATASETS.get(dataset["type"])).parameters.get("reduce_zero_label")
+    return int(dataset.get("reduce_zero_label", default.default if default else False))
+
+
+def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
     while dataset.get("dataset"):
         dataset = dataset["dataset"]
-    named = (dataset.get("metainfo") or {}).get("classes")
-    if named is None:
-        kind = DATASETS.get(dataset.get("type", ""))
-        named = getattr(kind, "METAINFO", {}).get("classes")
+    return dataset
+
+
+def _classes(dataset: Mapping[str, Any]) -> int | None:
+    """Return the number of classes of a data set; None where it is not known beforehand."""
+    named = metainfo_of(dataset).get("classes")
     return None if named is None or isinstance(named, str) else len(named)

@@ -1,7 +1,7 @@
 """Pictures and label maps of predicted images."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 from cae_seg.data.images import read_image
-from cae_seg.data.visualize import ade20k_palette, draw_comparison, draw_labels
+from cae_seg.data.visualize import draw_comparison, draw_labels, palette_of
 from cae_seg.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -47,18 +47,19 @@ class VisualizationHook(Hook):
         every = -(-len(dataset) // IMAGES_DRAWN)
         for number, sample in numbered(runner.val_dataloader, runner, batch_idx, outputs):
             if number % every == 0 and not self._failed:
-                self._paint(runner, sample, dataset.metainfo["classes"])
+                self._paint(runner, sample, dataset.metainfo)
 
-    def _paint(self, runner: Runner, sample: SegDataSample, classes: Sequence[str]) -> None:
+    def _paint(self, runner: Runner, sample: SegDataSample, metainfo: Mapping[str, Any]) -> None:
         path = Path(sample.img_path)
-        picture = draw_comparison(
+        panel = draw_comparison(
             read_image(path),
             sample.gt_sem_seg.data[0].cpu().numpy(),
             sample.pred_sem_seg.data[0].cpu().numpy(),
-            classes,
+            metainfo["classes"],
+            palette_of(metainfo),
         )
         try:
-            save(picture, self._folder / f"iter_{runner.iter}" / f"{path.stem}.png")
+            save(panel, self._folder / f"iter_{runner.iter}" / f"{path.stem}.png")
         except UserError as error:
             self._failed = True
             logger.warning("%s; further pictures of this attempt are left out", error)
@@ -92,7 +93,8 @@ class PaintingHook(Hook):
         for sample in outputs:
             labels = sample.pred_sem_seg.data[0].cpu().numpy()
             name = f"{Path(sample.img_path).stem}.png"
-            save(draw_labels(labels, palette_of(runner)), self._folder / name)
+            palette = palette_of(runner.test_dataloader.dataset.metainfo)
+            save(draw_labels(labels, palette), self._folder / name)
 
 
 @HOOKS.register_module()
@@ -118,12 +120,6 @@ class LabelMapHook(Hook):
         """Keep the maps of a batch."""
         for number, sample in numbered(runner.test_dataloader, runner, batch_idx, outputs):
             self.labels[number] = sample.pred_sem_seg.data[0].cpu().numpy()
-
-
-def palette_of(runner: Runner) -> np.ndarray:
-    """Return the colours of the test data's classes, (classes, 3) uint8 RGB."""
-    palette = runner.test_dataloader.dataset.metainfo.get("palette")
-    return np.array(palette, np.uint8) if palette else ade20k_palette()
 
 
 def numbered(
