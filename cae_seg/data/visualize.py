@@ -2,11 +2,18 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
+from cae_seg.errors import UserError
+from cae_seg.files import atomic_writer, check_output_file
+
+SIGNATURE = "cae-seg predict"
+"""The `Software` text chunk of our PNGs; only files that carry it are overwritten."""
 IGNORED = 255
 LONGEST_SIDE = 480  # pixels
 MARGIN = 8
@@ -22,6 +29,39 @@ def ade20k_palette() -> np.ndarray:
     from mmseg.utils import ade_palette
 
     return np.array(ade_palette(), dtype=np.uint8)
+
+
+def write_picture(picture: np.ndarray, path: Path) -> None:
+    """Write a picture (H, W) or (H, W, 3) uint8 as PNG, marked as ours.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    mark = PngInfo()
+    mark.add_text("Software", SIGNATURE)
+    with atomic_writer(path) as stream:
+        Image.fromarray(picture).save(stream, "PNG", pnginfo=mark)
+
+
+def check_picture_file(path: Path) -> None:
+    """Check that a picture can be written and replaces nothing but an earlier one of ours.
+
+    Raises:
+        UserError: it would replace another file, or its folder cannot be written.
+    """
+    check_output_file(path)
+    if path.exists() and not _is_ours(path):
+        raise UserError(
+            f"{path}: exists and was not written by cae-seg; move it or choose another folder"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == SIGNATURE
+    except Exception:  # any other file, damaged or not
+        return False
 
 
 def palette_of(metainfo: Mapping[str, Any]) -> np.ndarray:

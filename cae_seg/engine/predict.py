@@ -4,21 +4,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from cae_seg.data.images import read_image
-from cae_seg.data.visualize import draw_comparison, draw_labels, draw_overlay
+from cae_seg.data.visualize import (
+    check_picture_file,
+    draw_comparison,
+    draw_labels,
+    draw_overlay,
+    write_picture,
+)
 from cae_seg.engine.segmenter import Segmenter, open_segmenter
 from cae_seg.engine.validate import check_checkpoint
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_writer, check_output_file, check_writable
+from cae_seg.files import check_writable
 from cae_seg.progress import progress
 from cae_seg.run.logs import SafeStream, configure_logging
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-SIGNATURE = "cae-seg predict"
-"""The `Software` text chunk of our PNGs; only files that carry it are overwritten."""
 
 
 def predict(
@@ -75,7 +77,7 @@ def _write_pictures(
 ) -> None:
     image = read_image(path)
     for name, target in targets.items():
-        _write(_paint(name, image, labels, segmenter), target)
+        write_picture(_paint(name, image, labels, segmenter), target)
 
 
 def _paint(name: str, image: np.ndarray, labels: np.ndarray, segmenter: Segmenter) -> np.ndarray:
@@ -126,24 +128,4 @@ def _check_outputs(outputs: Mapping[Path, Mapping[str, Path]], out: Path) -> Non
                 raise UserError(
                     f"{other} and {image}: both would be written to {target}; rename one"
                 )
-            check_output_file(target)
-            if target.exists() and not _is_ours(target):
-                raise UserError(
-                    f"{target}: exists and was not written by `cae-seg predict`; "
-                    "move it or choose another --out"
-                )
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get("Software") == SIGNATURE
-    except Exception:  # any other file, damaged or not
-        return False
-
-
-def _write(picture: np.ndarray, path: Path) -> None:
-    mark = PngInfo()
-    mark.add_text("Software", SIGNATURE)
-    with atomic_writer(path) as stream:
-        Image.fromarray(picture).save(stream, "PNG", pnginfo=mark)
+            check_picture_file(target)

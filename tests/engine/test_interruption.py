@@ -145,7 +145,7 @@ def test_full_disk_at_the_end_is_one_line(make_job, undisturbed):
     code, output = run(job, limited(size // 2))
     assert code == 2
     assert output.splitlines()[-1].startswith("cae-seg: error: ")
-    assert "final weights cannot be written" in output
+    assert "weights.pth: cannot be written" in output
     assert "Traceback" not in output
     assert not job.out.exists()
 
