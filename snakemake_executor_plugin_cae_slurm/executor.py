@@ -136,8 +136,8 @@ class Executor(parent.Executor):
 
     def _handle_refusal(self, job: JobExecutorInterface, errors: str, pause: float) -> None:
         others = bool(slurm.own_jobs(own_cluster(job)))
-        message, passing, settings = slurm.judge_refusal(errors, others_queued=others)
-        if passing:
+        message, transient, settings = slurm.judge_refusal(errors, others_queued=others)
+        if transient:
             later = "submissions are repeated until it does"
             self._report_once(message, f"SLURM takes no jobs at the moment ({message}); {later}")
             following = min(2 * pause, LONGEST_PAUSE)

@@ -51,13 +51,13 @@ class Refusal(NamedTuple):
 
     Attributes:
         message: SLURM's reason in one line.
-        passing: whether the same submission may succeed later.
+        transient: whether the same submission may succeed later.
         settings: what to change in one that is refused for good; empty if SLURM's words are not
             known, so that a retry is worthwhile.
     """
 
     message: str
-    passing: bool
+    transient: bool
     settings: tuple[str, ...] = ()
 
 
@@ -132,9 +132,9 @@ def judge_refusal(errors: str, *, others_queued: bool) -> Refusal:
     named = POLICY.sub("", message)  # may be the name of the limit
     limit_on_number = named != message and others_queued and not SIZE_LIMIT.search(named)
     if PASSING_REFUSALS.search(message) or limit_on_number:
-        return Refusal(message, passing=True)
+        return Refusal(message, transient=True)
     for text in (named, message):
         for words, settings in REFUSED_SETTINGS.items():
             if re.search(words, text, re.IGNORECASE):
-                return Refusal(message, passing=False, settings=settings)
-    return Refusal(message, passing=False)
+                return Refusal(message, transient=False, settings=settings)
+    return Refusal(message, transient=False)

@@ -59,5 +59,5 @@ def baseline(site: Site) -> Run:
     sheet = site.sheet("baseline", {"uninterrupted": {}, "two_nodes": {"nodes": 2, "cpus": 1}})
     finish(site.snakemake(sheet), site, sheet)
     run = site.run(sheet, "uninterrupted")
-    assert run.events("finish") == [ITERATIONS], site.said(sheet)[-3000:]
+    assert run.events("finish") == [ITERATIONS], site.output(sheet)[-3000:]
     return run

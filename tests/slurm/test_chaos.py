@@ -150,9 +150,9 @@ def damage_checkpoint(scene: Scene) -> None:
 
 def tear_facts(scene: Scene) -> None:
     kill_launcher(scene)
-    facts = scene.run.work / "facts.json"
-    if facts.exists():
-        facts.write_text(facts.read_text()[: scene.chance.randrange(200)])
+    metadata = scene.run.work / "run_metadata.json"
+    if metadata.exists():
+        metadata.write_text(metadata.read_text()[: scene.chance.randrange(200)])
 
 
 def fill_disk(scene: Scene) -> None:
@@ -231,7 +231,7 @@ def test_random_faults_leave_the_results_of_an_uninterrupted_run(site, baseline,
         if status:
             scene.start()
             status = scene.snakemake.wait(900)
-    assert status == 0, site.said(sheet)[-3000:]
+    assert status == 0, site.output(sheet)[-3000:]
     attempts, repeated = scene.run.json("run.json")["attempts"], scene.run.repeated()
     print(f"{done} faults, {attempts} attempts, {repeated} iterations repeated")
     assert scene.run.weights() == baseline.weights()
