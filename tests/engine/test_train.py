@@ -137,7 +137,7 @@ def test_a_config_or_a_picture_that_cannot_be_written_does_not_end_the_run(make_
     assert launch_train(job) == DONE
     told = [line for line in capfd.readouterr().err.splitlines() if "cannot be written" in line]
     assert [line.startswith(f"{job.work_dir}/config.py:") for line in told] == [True, False]
-    assert told[1].startswith(f"{job.work_dir}/visualizations/iter_2/")
+    assert told[1].startswith(f"{job.work_dir}/visualizations/iter_2")
     assert "optim_wrapper" in (job.out.parent / "config.py").read_text()
 
 
