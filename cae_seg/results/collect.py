@@ -82,7 +82,7 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
         "code": _codes(facts, scores, "fingerprint"),
         "commit": _codes(facts, scores, "commit"),
         "dirty": any(_codes(facts, scores, "dirty")),
-        "doubts": tuple(_doubts(run, metrics, row.name, seed)),
+        "warnings": tuple(_doubts(run, metrics, row.name, seed)),
         "weights": scores.get("weights_sha256"),
         "same_weights": facts.get("weights", {}).get("sha256") == scores.get("weights_sha256"),
     }
