@@ -103,7 +103,7 @@ def _notes(done: pd.DataFrame, usual: dict[str, Any], code: str | None) -> tuple
             write(value) for value in done[column].dropna() if value != usual.get(column)
         )
     ]
-    notes += dict.fromkeys(text for texts in done["warnings"] for text in texts)
+    notes += dict.fromkeys(text for texts in done["doubts"] for text in texts)
     notes += _repeated_weights(done)
     changes = set(done["changes"])
     comparable = not notes and changes <= {usual.get("changes")}
