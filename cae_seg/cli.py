@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import cae_seg
 from cae_seg import __version__
 from cae_seg.arguments import (
     LARGEST_SEED,
@@ -120,10 +121,7 @@ def _nearest_option(word: str, parser: argparse.ArgumentParser) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = _Parser(
-        prog="cae-seg",
-        description="Fine-tune pretrained ViT checkpoints on ADE20K and compare the results.",
-    )
+    parser = _Parser(prog="cae-seg", description=cae_seg.__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
     for add in (
@@ -133,7 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_predict,
         _add_check_sheet,
         _add_export,
-        _add_summarise,
+        _add_aggregate_seeds,
         _add_track,
         _add_table,
         _add_figures,
@@ -233,9 +231,9 @@ def _prepare_checkpoint(options: argparse.Namespace) -> None:
 
 def _prepare_demo(options: argparse.Namespace) -> None:
     from cae_seg.data.demo import make_demo
-    from cae_seg.run.logs import quiet_imports
+    from cae_seg.run.logs import suppress_import_output
 
-    with quiet_imports():
+    with suppress_import_output():
         make_demo(options.archive, options.checkpoints, seed=options.seed)
 
 
@@ -283,7 +281,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--work-dir", type=output_folder, required=True, help="resumable state of the run"
     )
-    parser.add_argument("--out", type=output_file, help="record of the finished run (run.json)")
+    parser.add_argument("--out", type=output_file, help="metadata of the finished run (run.json)")
     _add_device_options(parser)
     parser.add_argument("--pretrained", type=Path, help="checkpoint of the backbone")
     parser.add_argument("--learning-rate", help="replaces the config's")
@@ -492,16 +490,16 @@ def _export(options: argparse.Namespace) -> None:
         print(f"mmseg.apis.init_model({str(config)!r}, {str(checkpoint)!r})")
 
 
-def _add_summarise(commands: Any) -> None:
-    parser = _add(commands, "summarise", _summarise, "join the seeds of one combination")
+def _add_aggregate_seeds(commands: Any) -> None:
+    parser = _add(commands, "aggregate-seeds", _aggregate_seeds, "join the seeds of a combination")
     parser.add_argument("metrics", type=Path, nargs="+", help="metrics.json of each seed")
     parser.add_argument("--out", type=output_file, required=True)
 
 
-def _summarise(options: argparse.Namespace) -> None:
-    from cae_seg.results.aggregate_seeds import summarise
+def _aggregate_seeds(options: argparse.Namespace) -> None:
+    from cae_seg.results.aggregate_seeds import aggregate_seeds
 
-    summarise(options.metrics, options.out)
+    aggregate_seeds(options.metrics, options.out)
 
 
 def _add_track(commands: Any) -> None:

@@ -47,12 +47,12 @@ class StoreUnavailable(Exception):
     """MLflow could not be reached or refused.
 
     Attributes:
-        passing: whether waiting may help (a server that is down, a locked database).
+        transient: whether waiting may help (a server that is down, a locked database).
     """
 
-    def __init__(self, message: str, *, passing: bool) -> None:
+    def __init__(self, message: str, *, transient: bool) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.transient = transient
 
 
 def tracking_uri() -> str:
@@ -112,11 +112,13 @@ def _check_address(uri: str) -> None:
         except ValueError:
             usable = False
         if not usable:
-            raise StoreUnavailable("this is not a valid address", passing=False)
+            raise StoreUnavailable("this is not a valid address", transient=False)
     elif uri.startswith("sqlite:") and uri.rpartition(":///")[2] in ("", uri, ":memory:"):
-        raise StoreUnavailable("no file is named; write sqlite:////folder/mlflow.db", passing=False)
+        raise StoreUnavailable(
+            "no file is named; write sqlite:////folder/mlflow.db", transient=False
+        )
     elif (path := sqlite_path(uri)) and path.exists() and not path.is_file():
-        raise StoreUnavailable("this is not a regular file", passing=False)
+        raise StoreUnavailable("this is not a regular file", transient=False)
 
 
 @contextlib.contextmanager
@@ -137,10 +139,10 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
         finally:
             lock.release()
     except Timeout as error:
-        raise StoreUnavailable(f"{path}.lock is held by another process", passing=True) from error
+        raise StoreUnavailable(f"{path}.lock is held by another process", transient=True) from error
     except (OSError, UserError) as error:
         raise StoreUnavailable(
-            f"{path.parent} cannot be written: {error}", passing=False
+            f"{path.parent} cannot be written: {error}", transient=False
         ) from error
 
 
@@ -181,7 +183,7 @@ def _upgrade(uri: str, path: Path) -> None:
 
     before = _schema(path)
     if before is None and _is_foreign(path):
-        raise StoreUnavailable("this is an SQLite database of another program", passing=False)
+        raise StoreUnavailable("this is an SQLite database of another program", transient=False)
     if before is not None:
         with (
             contextlib.closing(sqlite3.connect(path)) as old,
@@ -193,7 +195,7 @@ def _upgrade(uri: str, path: Path) -> None:
     except CommandError as error:
         raise StoreUnavailable(
             f"another version of MLflow wrote it (schema {before}); install that or move the file",
-            passing=False,
+            transient=False,
         ) from error
     finally:
         if before in (None, _schema(path)):
@@ -226,14 +228,14 @@ def make_client(uri: str) -> Any:
     except ImportError as error:
         driver = DRIVERS.get(error.name or "", error.name or str(error))
         raise StoreUnavailable(
-            f"its driver is not installed; run: pip install {driver}", passing=False
+            f"its driver is not installed; run: pip install {driver}", transient=False
         ) from error
     except (
         MlflowException,
         sqlalchemy.exc.ArgumentError,  # also of kinds of databases that SQLAlchemy does not know
         ValueError,
     ) as error:
-        raise StoreUnavailable(_gist(error), passing=False) from error
+        raise StoreUnavailable(_gist(error), transient=False) from error
 
 
 def find_experiment(client: Any, uri: str) -> str:
@@ -288,15 +290,17 @@ def reaching_mlflow() -> Iterator[None]:
             "BAD_REQUEST",
             "PERMISSION_DENIED",
         )
-        raise StoreUnavailable(_gist(error), passing=_may_pass(error) and not refused) from error
+        raise StoreUnavailable(
+            _gist(error), transient=_is_transient(error) and not refused
+        ) from error
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise StoreUnavailable(_gist(error), passing=_may_pass(error)) from error
+        raise StoreUnavailable(_gist(error), transient=_is_transient(error)) from error
 
 
 _LASTING = ("readonly database", "unable to open", "malformed", "not a database")
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     text = str(error).lower()
     return not any(word in text for word in _LASTING)
 

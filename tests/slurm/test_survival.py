@@ -9,21 +9,20 @@ machine is.
 import csv
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
+from cluster import Cluster, start, stop
 from gate import START
 from interrupted_runs import INTERVAL, ITERATIONS, MEASURES, Run, tracked_runs
-from slurm_site import Site
+from slurm_site import Site, finish
 from waiting import wait_until
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.slow, pytest.mark.slurm]
 
-BASELINE = {"uninterrupted": {}, "two_nodes": {"nodes": 2, "cpus": 1}}
 INTERRUPTED = {
     "limited": {"resources": {"constraint": "first"}},
     "cancelled": {"resources": {"constraint": "first"}},
@@ -36,24 +35,6 @@ FAILED = {
     "node_lost": {"resources": {"constraint": "second"}},
 }
 ROWS = {"interrupted": INTERRUPTED, "failed": FAILED}
-
-
-def finish(process: subprocess.Popen, site: Site, sheet: str, seconds: float = 3000) -> int:
-    """Wait for a Snakemake; the end of its log is the message of a failure."""
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"Snakemake did not end: {site.said(sheet)[-3000:]}")
-
-
-@pytest.fixture(scope="session")
-def baseline(site: Site) -> Run:
-    sheet = site.sheet("baseline", BASELINE)
-    finish(site.snakemake(sheet), site, sheet)
-    run = site.run(sheet, "uninterrupted")
-    assert run.events("finish") == [ITERATIONS], site.said(sheet)[-3000:]
-    return run
 
 
 def test_ranks_on_two_nodes_train_the_same_run(site, baseline):
@@ -124,8 +105,6 @@ def exhaust_time_limit(scenario: Scenario) -> None:
 
 
 def restart_controller(scenario: Scenario) -> None:
-    from cluster import Cluster, start, stop
-
     cluster = Cluster(scenario.site.cluster)
     stop(cluster, "slurmctld", signal.SIGKILL)
     time.sleep(8)
@@ -155,7 +134,7 @@ def assert_same_results(run: Run, baseline: Run) -> None:
 
 def test_interrupted_runs_end_without_user_action(interrupted):
     assert not interrupted.errors
-    assert interrupted.exit_status == 0, interrupted.site.said(interrupted.sheet)[-3000:]
+    assert interrupted.exit_status == 0, interrupted.site.output(interrupted.sheet)[-3000:]
 
 
 @pytest.mark.parametrize("name", INTERRUPTED)
@@ -190,10 +169,10 @@ def test_a_cancelled_job_is_noticed_and_submitted_again(interrupted):
 
 def test_the_log_of_a_run_tells_all_attempts(interrupted):
     for name in INTERRUPTED:
-        told = interrupted.run(name).log()
-        assert "stopped in good order" in told
-        assert "resuming from iteration" in told
-        assert "finished; weights in" in told
+        log = interrupted.run(name).log()
+        assert "stopped cleanly" in log
+        assert "resuming from iteration" in log
+        assert "finished; weights in" in log
 
 
 @pytest.fixture(scope="session")
@@ -225,7 +204,7 @@ def failed(site: Site, tmp_path_factory) -> Scenario:
         kill_launcher(scenario, job)
     scenario.run("retries_exhausted").release()
     scenario.exit_status = finish(second, site, scenario.sheet)
-    scenario.done["log"] = site.said(scenario.sheet)
+    scenario.done["log"] = site.output(scenario.sheet)
     third = site.snakemake(scenario.sheet, **tracking)
     scenario.done["exit status"] = finish(third, site, scenario.sheet)
     return scenario
@@ -252,6 +231,9 @@ def lose_node(scenario: Scenario) -> None:
 
 def test_no_second_writer_enters_while_a_killed_snakemakes_job_lives(failed):
     assert failed.done["writers"] == 1
+    for name, job in failed.done["jobs"].items():
+        words = f"{name}.seed0.fine_tune: SLURM job {job} of an earlier start still runs"
+        assert failed.done["log"].count(words) == 1
     assert "Directory cannot be locked" not in failed.done["log"]
 
 
@@ -269,12 +251,12 @@ def test_exhausted_retries_say_what_failed_how_far_it_got_and_how_to_go_on(faile
 def test_the_others_finish_when_one_fails(failed):
     assert failed.run("orphan").events("finish") == [ITERATIONS]
     last = failed.done["log"].splitlines()
-    told = [line for line in last if line.startswith("orphan, seed 0")]
-    assert not [line for line in told if "points were new to it" not in line]  # tracking's word
+    tracked = [line for line in last if line.startswith("orphan, seed 0")]
+    assert not [line for line in tracked if "points were new to it" not in line]  # tracking's word
 
 
 def test_the_same_command_then_brings_it_to_its_end(failed):
-    assert failed.done["exit status"] == 0, failed.site.said(failed.sheet)[-3000:]
+    assert failed.done["exit status"] == 0, failed.site.output(failed.sheet)[-3000:]
 
 
 @pytest.mark.parametrize("name", FAILED)
@@ -286,6 +268,33 @@ def test_a_failed_run_ends_like_an_uninterrupted_one(failed, baseline, name):
 def test_a_killed_run_repeats_at_most_a_checkpoint_interval_a_time(failed, name):
     attempts = failed.run(name).json("run.json")["attempts"]
     assert failed.run(name).repeated() <= INTERVAL * (attempts - 1)
+
+
+def test_a_node_that_stops_answering_while_its_processes_live_costs_no_retry(site, baseline):
+    """The node's daemon is stopped, so that SLURM starts the job elsewhere and kills nothing."""
+    sheet = site.sheet("cut_off", {"cut_off": {}})
+    run = site.run(sheet, "cut_off")
+    run.hold(INTERVAL + 3)
+    process = site.snakemake(sheet, "--retries", "0")
+    wait_until("the run is at its gate", lambda: run.held, during=process)
+    job = site.job("cut_off")
+    node = site.ask("squeue", "--noheader", "--format=%N", f"--jobs={job}")
+    change = ("scontrol", "update", f"NodeName={node}")
+    daemon = Cluster(site.cluster).pid(f"slurmd-{node}")
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        site.ask(*change, "State=DOWN", "Reason=test")
+        returns = "the SLURM job returns to the queue"
+        wait_until("the next attempt gives way", lambda: returns in run.log(), during=process)
+        assert run.held  # by the process on the lost node
+        run.release()
+        assert finish(process, site, sheet) == 0, site.output(sheet)[-3000:]
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+        site.ask(*change, "State=RESUME")
+    assert run.repeated() == 0
+    assert run.json("run.json")["attempts"] == 1
+    assert_same_results(run, baseline)
 
 
 @pytest.mark.parametrize("sheet", ROWS)

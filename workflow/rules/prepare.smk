@@ -31,7 +31,7 @@ rule prepare_data:
     params:
         source=data_source,
         root=subpath(output.manifest, parent=True),
-        sha256=flag("sha256", SHEET.data.sha256),
+        sha256=cli_flag("sha256", SHEET.data.sha256),
         expected=expected_images,
     message:
         "Extract and verify {params.source}"
@@ -51,9 +51,11 @@ rule inspect_checkpoint:
     conda:
         "../../environment.yml"
     params:
-        source=lambda wildcards: INSPECTED[wildcards.checkpoint].checkpoint,
-        config=lambda wildcards: INSPECTED[wildcards.checkpoint].config,
-        sha256=lambda wildcards: flag("sha256", INSPECTED[wildcards.checkpoint].checkpoint_sha256),
+        source=lambda wildcards: CHECKPOINTS[wildcards.checkpoint].checkpoint,
+        config=lambda wildcards: CHECKPOINTS[wildcards.checkpoint].config,
+        sha256=lambda wildcards: cli_flag(
+            "sha256", CHECKPOINTS[wildcards.checkpoint].checkpoint_sha256
+        ),
         model=model_options,
     message:
         "Inspect the checkpoint {params.source}"
