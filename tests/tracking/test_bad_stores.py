@@ -11,8 +11,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from fake_runs import make_run
 from filelock import FileLock
-from made_up_runs import make_run
 from PIL import Image
 from tracked import assert_whole, only_run
 
