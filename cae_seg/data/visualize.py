@@ -1,4 +1,4 @@
-"""Label maps as pictures: in the palette of ADE20K, side by side, with the names of the classes."""
+"""Label maps as pictures: in the palette of the data, side by side, with the classes' names."""
 
 import functools
 from collections.abc import Sequence
@@ -15,12 +15,13 @@ COLUMN = 200  # at least, for a name in the legend
 MOST_NAMES = 24
 
 
-@functools.cache
-def ade20k_palette() -> np.ndarray:
-    """Return the colours of the 150 classes, (150, 3) uint8."""
+def palette_of(colors: Sequence[Sequence[int]] | None, classes: int) -> np.ndarray:
+    """Return colours of classes, (classes, 3) uint8: those given, or ADE20K's in turn."""
+    if colors:
+        return np.array(colors, dtype=np.uint8)
     from mmseg.utils import ade_palette
 
-    return np.array(ade_palette(), dtype=np.uint8)
+    return np.resize(np.array(ade_palette(), dtype=np.uint8), (classes, 3))
 
 
 def paint_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -44,7 +45,7 @@ def paint_panel(
     truth: np.ndarray | None,
     prediction: np.ndarray,
     class_names: Sequence[str],
-    palette: np.ndarray | None = None,
+    palette: np.ndarray,
 ) -> np.ndarray:
     """Set image, ground truth and prediction side by side over a legend.
 
@@ -53,12 +54,11 @@ def paint_panel(
         truth: (H, W) classes from 0, 255 is ignored; None where there is none.
         prediction: (H, W) classes from 0.
         class_names: names by class.
-        palette: (classes, 3) uint8; ADE20K's unless given.
+        palette: (classes, 3) uint8.
 
     Returns:
         (h, w, 3) uint8, RGB; every picture is scaled to at most 480 pixels.
     """
-    palette = ade20k_palette() if palette is None else palette
     pictures = [("image", image), ("prediction", paint_labels(prediction, palette))]
     if truth is not None:
         pictures.insert(1, ("ground truth", paint_labels(truth, palette)))

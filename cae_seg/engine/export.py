@@ -137,9 +137,7 @@ def export_mmseg(weights: Path, out: Path, *, config: Path | None = None) -> tup
     settings.test_pipeline = _with_files(dataset.pipeline)
     settings.test_dataloader = {"dataset": {**dataset, "pipeline": settings.test_pipeline}}
     settings.val_dataloader = settings.test_dataloader
-    from mmseg.registry import DATASETS
-
-    meta = {"dataset_meta": dict(DATASETS.get(dataset.type).METAINFO)}
+    meta = {"dataset_meta": {"classes": segmenter.classes, "palette": segmenter.palette.tolist()}}
     checkpoint, config_file = out / "model.pth", out / "config.py"
     state = {name: value.cpu() for name, value in segmenter.model.state_dict().items()}
     with atomic_writer(checkpoint) as stream:

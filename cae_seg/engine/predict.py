@@ -25,7 +25,8 @@ def predict(
 ) -> list[Path]:
     """Segment images; write `<stem>.png` (label map) and `<stem>_panel.png` (painting, legend).
 
-    A label map is a PNG of 8 bits with ADE20K's own values: 1 … 150 are the classes.
+    A label map is a PNG of 8 bits with the values of the data's own annotations: of ADE20K, 1 … 150
+    are the classes.
 
     Args:
         weights: fine-tuned checkpoint.
@@ -57,8 +58,8 @@ def _predict_one(segmenter: Segmenter, path: Path, out: Path) -> Path:
     image = read_image(path)
     labels = segmenter.predict(path)
     target, panel = _outputs(path, out)
-    _write(labels + 1, target)
-    _write(paint_panel(image, None, labels, segmenter.classes), panel)
+    _write(labels + segmenter.first_value, target)
+    _write(paint_panel(image, None, labels, segmenter.classes, segmenter.palette), panel)
     return target
 
 

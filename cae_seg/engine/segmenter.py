@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmseg.registry import DATASETS
 from PIL import Image
 from torch import nn
 
 from cae_seg.data.images import read_image
+from cae_seg.data.visualize import palette_of
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.build import build_model
 from cae_seg.engine.config import load_config
+from cae_seg.engine.data_set import class_colors, class_names, first_value
 from cae_seg.engine.validate import check_checkpoint
 from cae_seg.engine.weights import load_weights
 from cae_seg.engine.weights_config import config_of_weights
@@ -34,13 +35,17 @@ class Segmenter:
             around the backbone.
         config: its mmengine config, of model and validation data at least.
         classes: names of the classes, in the order of the labels.
+        palette: colours of the classes, (classes, 3) uint8 RGB.
+        first_value: the value that annotation files of the data have for the first class.
         device: "cuda" or "cpu".
     """
 
     def __init__(self, model: nn.Module, config: Config, device: str) -> None:
         self.model, self.config, self.device = model, config, device
-        dataset: Any = DATASETS.get(config.val_dataloader.dataset.type)
-        self.classes: tuple[str, ...] = tuple(dataset.METAINFO["classes"])
+        dataset = config.val_dataloader.dataset
+        self.classes: tuple[str, ...] = class_names(dataset) or ()
+        self.palette = palette_of(class_colors(dataset), len(self.classes))
+        self.first_value = first_value(dataset)
         self._pipeline = _pipeline(config)
 
     def predict(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray | list[np.ndarray]:

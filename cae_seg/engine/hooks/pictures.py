@@ -13,7 +13,7 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 
 from cae_seg.data.images import read_image
-from cae_seg.data.visualize import ade20k_palette, paint_labels, paint_panel
+from cae_seg.data.visualize import paint_labels, paint_panel, palette_of
 from cae_seg.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -47,15 +47,17 @@ class PanelHook(Hook):
         every = -(-len(dataset) // PANELS)
         for number, sample in numbered(runner.val_dataloader, runner, batch_idx, outputs):
             if number % every == 0 and not self._failed:
-                self._paint(runner, sample, dataset.metainfo["classes"])
+                self._paint(runner, sample, dataset.metainfo)
 
-    def _paint(self, runner: Runner, sample: SegDataSample, classes: Sequence[str]) -> None:
+    def _paint(self, runner: Runner, sample: SegDataSample, metainfo: dict[str, Any]) -> None:
+        classes = metainfo["classes"]
         path = Path(sample.img_path)
         panel = paint_panel(
             read_image(path),
             sample.gt_sem_seg.data[0].cpu().numpy(),
             sample.pred_sem_seg.data[0].cpu().numpy(),
             classes,
+            palette_of(metainfo.get("palette"), len(classes)),
         )
         try:
             save(panel, self._folder / f"iter_{runner.iter}" / f"{path.stem}.png")
@@ -89,10 +91,12 @@ class PaintingHook(Hook):
         Raises:
             UserError: the folder cannot be written.
         """
+        metainfo = runner.test_dataloader.dataset.metainfo
+        palette = palette_of(metainfo.get("palette"), len(metainfo["classes"]))
         for sample in outputs:
             labels = sample.pred_sem_seg.data[0].cpu().numpy()
             name = f"{Path(sample.img_path).stem}.png"
-            save(paint_labels(labels, palette_of(runner)), self._folder / name)
+            save(paint_labels(labels, palette), self._folder / name)
 
 
 @HOOKS.register_module()
@@ -118,12 +122,6 @@ class LabelMapHook(Hook):
         """Keep the maps of a batch."""
         for number, sample in numbered(runner.test_dataloader, runner, batch_idx, outputs):
             self.labels[number] = sample.pred_sem_seg.data[0].cpu().numpy()
-
-
-def palette_of(runner: Runner) -> np.ndarray:
-    """Return the colours of the test data's classes, (classes, 3) uint8 RGB."""
-    palette = runner.test_dataloader.dataset.metainfo.get("palette")
-    return np.array(palette, np.uint8) if palette else ade20k_palette()
 
 
 def numbered(
