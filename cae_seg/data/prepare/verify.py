@@ -271,7 +271,7 @@ def _summary(source: str, problems: list[str]) -> str:
     more = len(problems) - NAMED_PROBLEMS
     rest = f"; and {more} more" if more > 0 else ""
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
-    return f"{source}: {count}: {named}{rest}; mend the files or get the archive again"
+    return f"{source}: {count}: {named}{rest}; correct the files or get the data again"
 
 
 def _marks(root: Path, layout: Layout, pairs: list[Pair]) -> dict[str, FileMark]:
