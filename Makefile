@@ -3,11 +3,12 @@
 # make chaos  20 sequences of random faults on a test cluster (two hours on two cores)
 # make ui     the MLflow UI on this machine
 # make zoo    which configs of mmsegmentation's zoo work, into docs/zoo.md (about ten minutes)
+# make docs   the documentation as a site, into build/site
 # make fuzz   hours of broken input; what it finds becomes a test
 # make bench  stock mmsegmentation against cae-seg, into docs/benchmarks.md
 # make install TORCH=cpu         PyTorch's build for a platform: cpu, cu126, cu128, cu130, …
 # make test-python PY=3.12       the fast tests on another Python, in an environment of its own
-.PHONY: install test-python demo test lint test-tools fast-test slow-test chaos fuzz format ui bench zoo
+.PHONY: install docs test-python demo test lint test-tools fast-test slow-test chaos fuzz format ui bench zoo
 
 SHELL := /bin/bash
 VENV := .venv
@@ -87,3 +88,7 @@ bench: install
 
 zoo: install
 	python -m benchmarks.zoo
+
+docs: install
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	@echo "Documentation: build/site/index.html"

@@ -15,6 +15,8 @@ from cae_seg.errors import UserError
 from cae_seg.files import check_output_file, check_writable
 
 LARGEST_SEED = 2**32 - 1
+PICTURES = ("labels", "colors", "overlay", "panel")
+"""What `predict` can write of an image; `panel` sets image and colours over the classes' names."""
 
 
 def whole_number(least: int, most: int) -> Callable[[str], int]:
@@ -42,6 +44,19 @@ def number(least: float, *, included: bool = True) -> Callable[[str], float]:
             bound = f"at least {least:g}" if included else f"above {least:g}"
             raise argparse.ArgumentTypeError(f"{text!r} is no number {bound}")
         return value
+
+    return parse
+
+
+def choices(names: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return the type of a list of names with commas between them, each one of `names`."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        chosen = tuple(dict.fromkeys(text.split(",")))
+        for name in chosen:
+            if name not in names:
+                raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(names)}")
+        return chosen
 
     return parse
 

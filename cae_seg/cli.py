@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cae_seg import __version__
 from cae_seg.arguments import (
     LARGEST_SEED,
+    PICTURES,
+    choices,
     config_options,
     number,
     output_file,
@@ -423,12 +425,24 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _add_predict(commands: Any) -> None:
-    parser = _add(commands, "predict", _predict, "paint the segmentation of images")
+    parser = _add(commands, "predict", _predict, "segment images and paint the result")
     parser.add_argument("weights", type=Path, help="weights.pth of a finished run")
-    parser.add_argument("inputs", type=Path, help="image or folder of images")
+    parser.add_argument("inputs", type=Path, nargs="+", help="images or folders of images")
     folder = Path("predictions")
     parser.add_argument(
         "--out", type=output_folder, default=folder, help=f"folder (default: {folder})"
+    )
+    parser.add_argument(
+        "--write",
+        type=choices(PICTURES),
+        default=("labels", "panel"),
+        help=f"pictures of each image, of {','.join(PICTURES)} (default: labels,panel)",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=whole_number(1, 10_000),
+        default=1,
+        help="images segmented together (default: 1)",
     )
     parser.add_argument("--config", type=Path, help="default: the one saved in the weights")
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto")
@@ -437,10 +451,16 @@ def _add_predict(commands: Any) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from cae_seg.engine.predict import predict
 
-    maps = predict(
-        options.weights, options.inputs, options.out, config=options.config, device=options.device
+    written = predict(
+        options.weights,
+        options.inputs,
+        options.out,
+        pictures=options.write,
+        batch_size=options.batch_size,
+        config=options.config,
+        device=options.device,
     )
-    print(f"{len(maps)} label map(s) and painted image(s) in {options.out}")
+    print(f"{len(written)} pictures in {options.out}")
 
 
 def _add_check_sheet(commands: Any) -> None:

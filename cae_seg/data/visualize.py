@@ -1,11 +1,19 @@
-"""Label maps as pictures: in the palette of the data, side by side, with the classes' names."""
+"""Label maps as pictures: in the palette of ADE20K, side by side, with the names of the classes."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
+from cae_seg.errors import UserError
+from cae_seg.files import atomic_writer, check_output_file
+
+SIGNATURE = "cae-seg predict"
+"""The `Software` text chunk of our PNGs; only files that carry it are overwritten."""
 IGNORED = 255
 LONGEST_SIDE = 480  # pixels
 MARGIN = 8
@@ -15,13 +23,55 @@ COLUMN = 200  # at least, for a name in the legend
 MOST_NAMES = 24
 
 
-def palette_of(colors: Sequence[Sequence[int]] | None, classes: int) -> np.ndarray:
-    """Return colours of classes, (classes, 3) uint8: those given, or ADE20K's in turn."""
-    if colors:
-        return np.array(colors, dtype=np.uint8)
+@functools.cache
+def ade20k_palette() -> np.ndarray:
+    """Return the colours of the 150 classes, (150, 3) uint8."""
     from mmseg.utils import ade_palette
 
-    return np.resize(np.array(ade_palette(), dtype=np.uint8), (classes, 3))
+    return np.array(ade_palette(), dtype=np.uint8)
+
+
+def write_picture(picture: np.ndarray, path: Path) -> None:
+    """Write a picture (H, W) or (H, W, 3) uint8 as PNG, marked as ours.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    mark = PngInfo()
+    mark.add_text("Software", SIGNATURE)
+    with atomic_writer(path) as stream:
+        Image.fromarray(picture).save(stream, "PNG", pnginfo=mark)
+
+
+def check_picture_file(path: Path) -> None:
+    """Check that a picture can be written and replaces nothing but an earlier one of ours.
+
+    Raises:
+        UserError: it would replace another file, or its folder cannot be written.
+    """
+    check_output_file(path)
+    if path.exists() and not _is_ours(path):
+        raise UserError(
+            f"{path}: exists and was not written by cae-seg; move it or choose another folder"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get("Software") == SIGNATURE
+    except Exception:  # any other file, damaged or not
+        return False
+
+
+def palette_of(metainfo: Mapping[str, Any]) -> np.ndarray:
+    """Return the colours of a data set's classes, (classes, 3) uint8 RGB.
+
+    Without colours of their own, classes get those of ADE20K in turn.
+    """
+    if palette := metainfo.get("palette"):
+        return np.array(palette, dtype=np.uint8)
+    return np.resize(ade20k_palette(), (len(metainfo["classes"]), 3))
 
 
 def paint_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -40,12 +90,30 @@ def paint_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return colours[labels]
 
 
+def paint_overlay(
+    image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.5
+) -> np.ndarray:
+    """Lay the colours of a label map over its image; where it is ignored (255), the image stays.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        labels: (H, W), classes from 0.
+        palette: (classes, 3) uint8.
+        opacity: of the colours, 0 (the image alone) to 1 (the colours alone).
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    mixed = (1 - opacity) * image + opacity * paint_labels(labels, palette)
+    return np.where(labels[..., None] == IGNORED, image, np.rint(mixed)).astype(np.uint8)
+
+
 def paint_panel(
     image: np.ndarray,
     truth: np.ndarray | None,
     prediction: np.ndarray,
     class_names: Sequence[str],
-    palette: np.ndarray,
+    palette: np.ndarray | None = None,
 ) -> np.ndarray:
     """Set image, ground truth and prediction side by side over a legend.
 
@@ -54,11 +122,12 @@ def paint_panel(
         truth: (H, W) classes from 0, 255 is ignored; None where there is none.
         prediction: (H, W) classes from 0.
         class_names: names by class.
-        palette: (classes, 3) uint8.
+        palette: (classes, 3) uint8; ADE20K's unless given.
 
     Returns:
         (h, w, 3) uint8, RGB; every picture is scaled to at most 480 pixels.
     """
+    palette = ade20k_palette() if palette is None else palette
     pictures = [("image", image), ("prediction", paint_labels(prediction, palette))]
     if truth is not None:
         pictures.insert(1, ("ground truth", paint_labels(truth, palette)))

@@ -1,12 +1,13 @@
 """Compare the classes of a config's heads with those of its data, before anything is trained."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.config import Config
+from mmseg.registry import DATASETS
 
 from cae_seg.data.prepare.layout import MOST_CLASSES
-from cae_seg.engine.data_set import class_names
 from cae_seg.errors import UserError
 
 
@@ -20,10 +21,9 @@ def check_classes(config: Config) -> None:
     """
     heads = list(_heads(config.model))
     for key in ("train_dataloader", "val_dataloader"):
-        names = class_names((config.get(key) or {}).get("dataset") or {})
-        if names is None:
+        classes = _classes((config.get(key) or {}).get("dataset") or {})
+        if classes is None:
             continue
-        classes = len(names)
         if classes > MOST_CLASSES:
             raise UserError(
                 f"{config.filename}: {key}: {classes} classes; annotations of 8 bits hold at most "
@@ -35,7 +35,7 @@ def check_classes(config: Config) -> None:
                     f"{config.filename}: model.{name}.num_classes is {number}, but the data set of "
                     f"{key} has {classes} classes; set it to {classes}"
                 )
-        _check_weights(config, len(names))
+        _check_weights(config, classes)
 
 
 def _check_weights(config: Config, classes: int) -> None:
@@ -66,3 +66,46 @@ def _heads(model: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             if head and isinstance(head.get("num_classes"), int):
                 name = f"{key}.{place}" if isinstance(node, list | tuple) else key
                 yield name, head["num_classes"]
+
+
+def metainfo_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a data set's config says about its classes: names, and colours where known.
+
+    Its own `metainfo` comes before that of its type, as in mmsegmentation; wrappers are looked
+    through. Nothing is read from the data's folder.
+    """
+    dataset = innermost(dataset)
+    known = dict(getattr(DATASETS.get(dataset.get("type", "")), "METAINFO", {}))
+    own = dataset.get("metainfo") or {}
+    if "classes" in own and "palette" not in own:
+        colours = dict(zip(known.get("classes", ()), known.pop("palette", ()), strict=False))
+        if set(own["classes"]) <= set(colours):
+            known["palette"] = [colours[name] for name in own["classes"]]
+    return {**known, **own}
+
+
+def first_label(dataset: Mapping[str, Any]) -> int:
+    """Return the value of the first class in annotation files: 1 where 0 means "ignored", else 0.
+
+    This is `reduce_zero_label` of the step that loads annotations or, where that says nothing, of
+    the data set.
+    """
+    dataset = innermost(dataset)
+    for step in dataset.get("pipeline") or ():
+        if step["type"] == "LoadAnnotations" and step.get("reduce_zero_label") is not None:
+            return int(step["reduce_zero_label"])
+    default = inspect.signature(DATASETS.get(dataset["type"])).parameters.get("reduce_zero_label")
+    return int(dataset.get("reduce_zero_label", default.default if default else False))
+
+
+def innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config inside of wrappers such as RepeatDataset."""
+    while dataset.get("dataset"):
+        dataset = dataset["dataset"]
+    return dataset
+
+
+def _classes(dataset: Mapping[str, Any]) -> int | None:
+    """Return the number of classes of a data set; None where it is not known beforehand."""
+    named = metainfo_of(dataset).get("classes")
+    return None if named is None or isinstance(named, str) else len(named)

@@ -8,8 +8,9 @@ from mmengine.config import Config, ConfigDict
 from mmseg.datasets import ADE20KDataset
 from mmseg.registry import DATASETS
 
-from cae_seg.data.prepare.layout import ADE20K, IGNORED, Layout, default_of
+from cae_seg.data.prepare.layout import ADE20K, IGNORED, Layout
 from cae_seg.data.prepare.manifest import Manifest
+from cae_seg.engine.classes import innermost
 
 _SPLIT_OF = {
     "train_dataloader": "training",
@@ -50,50 +51,16 @@ def point_to(config: Config, root: Path) -> None:
             node = node.get("dataset")
 
 
-def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Return the classes of a data set's config; None where they are not known beforehand."""
-    named = _metainfo(dataset, "classes")
-    return None if named is None or isinstance(named, str) else tuple(named)
-
-
-def class_colors(dataset: Mapping[str, Any]) -> list[tuple[int, int, int]] | None:
-    """Return a colour (R, G, B) per class of a data set's config; None where it has none."""
-    return _metainfo(dataset, "palette") or None
-
-
-def first_value(dataset: Mapping[str, Any]) -> int:
-    """Return the value that the first class has in annotation files: 0, or 1 after ignored 0."""
-    node = _innermost(dataset)
-    if node.get("reduce_zero_label") is not None:
-        return int(node["reduce_zero_label"])
-    return int(bool(default_of(DATASETS.get(node["type"]), "reduce_zero_label")))
-
-
-def _metainfo(dataset: Mapping[str, Any], key: str) -> Any:
-    node = _innermost(dataset)
-    own = (node.get("metainfo") or {}).get(key)
-    if own is not None:
-        return own
-    return getattr(DATASETS.get(node.get("type", "")), "METAINFO", {}).get(key)
-
-
-def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the config inside of wrappers such as RepeatDataset."""
-    while dataset.get("dataset"):
-        dataset = dataset["dataset"]
-    return dataset
-
-
 def _is_of_ade20k(config: Config) -> bool:
-    kind = DATASETS.get(_innermost(config.train_dataloader.dataset).get("type") or "")
+    kind = DATASETS.get(innermost(config.train_dataloader.dataset).get("type") or "")
     return kind is not None and issubclass(kind, ADE20KDataset)
 
 
 def _pipeline(dataset: Mapping[str, Any]) -> list[Any]:
     """Return the transforms of a data set's config, of the first one of several."""
-    node = _innermost(dataset)
+    node = innermost(dataset)
     while node.get("datasets"):
-        node = _innermost(node["datasets"][0])
+        node = innermost(node["datasets"][0])
     return node.get("pipeline") or []
 
 

@@ -37,9 +37,10 @@ class OnnxModel(nn.Module):
 
 
 def export_onnx(weights: Path, out: Path, *, config: Path | None = None) -> float:
-    """Write a model as ONNX: one window of the size it was trained with → its logits.
+    """Write a model as ONNX: windows of the size it was trained with → their logits.
 
-    The file is written only if onnxruntime computes the same logits as torch on a random image.
+    Any number of windows at once, or one where the model's own code fixes the number. The file is
+    written only if onnxruntime computes the same logits as torch on two random images.
 
     Args:
         weights: fine-tuned checkpoint.
@@ -58,7 +59,7 @@ def export_onnx(weights: Path, out: Path, *, config: Path | None = None) -> floa
         raise UserError(f"--format onnx: needs {', '.join(missing)}; pip install 'cae-seg[onnx]'")
     segmenter = open_segmenter(weights, config=config, device="cpu", accelerated=False)
     model = OnnxModel(segmenter.model).eval()
-    images = torch.rand((1, 3, *_window(segmenter)), generator=torch.Generator().manual_seed(0))
+    images = torch.rand((2, 3, *_window(segmenter)), generator=torch.Generator().manual_seed(0))
     images *= 255
     with torch.inference_mode():  # before the export, which leaves tracing tensors in caches
         expected = model(images).numpy()
@@ -84,20 +85,28 @@ def _window(segmenter: Segmenter) -> tuple[int, int]:
 
 
 def _to_onnx(model: nn.Module, images: Tensor) -> bytes:
+    """Return the model for any number of images; where it fixes that, for one."""
     try:
-        with torch.inference_mode():
-            program = torch.onnx.export(
-                model,
-                (images,),
-                dynamo=True,
-                input_names=["images"],
-                output_names=["logits"],
-                external_data=False,
-                verbose=False,
-            )
+        program = _program(model, images, {"images": {0: torch.export.Dim("batch")}})
+        if isinstance(program.model.graph.inputs[0].shape[0], int):
+            program = _program(model, images[:1], None)
         return program.model_proto.SerializeToString()
     except torch.onnx.errors.OnnxExporterError as error:
         raise UserError(f"this model cannot be written as ONNX: {_first_line(error)}") from error
+
+
+def _program(model: nn.Module, images: Tensor, dynamic_shapes: Any) -> torch.onnx.ONNXProgram:
+    with torch.inference_mode():
+        return torch.onnx.export(
+            model,
+            (images,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=dynamic_shapes,
+            external_data=False,
+            verbose=False,
+        )
 
 
 def _first_line(error: Exception) -> str:
@@ -109,7 +118,10 @@ def _difference(content: bytes, images: np.ndarray, expected: np.ndarray) -> flo
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": images})
+    batch = session.get_inputs()[0].shape[0]
+    size = batch if isinstance(batch, int) else len(images)
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
+    found = np.concatenate([session.run(None, {"images": part})[0] for part in parts])
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
@@ -137,7 +149,9 @@ def export_mmseg(weights: Path, out: Path, *, config: Path | None = None) -> tup
     settings.test_pipeline = _with_files(dataset.pipeline)
     settings.test_dataloader = {"dataset": {**dataset, "pipeline": settings.test_pipeline}}
     settings.val_dataloader = settings.test_dataloader
-    meta = {"dataset_meta": {"classes": segmenter.classes, "palette": segmenter.palette.tolist()}}
+    from mmseg.registry import DATASETS
+
+    meta = {"dataset_meta": dict(DATASETS.get(dataset.type).METAINFO)}
     checkpoint, config_file = out / "model.pth", out / "config.py"
     state = {name: value.cpu() for name, value in segmenter.model.state_dict().items()}
     with atomic_writer(checkpoint) as stream:

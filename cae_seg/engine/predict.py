@@ -1,66 +1,95 @@
 """Paint the segmentation of any images, with the names of what was found."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from cae_seg.data.images import read_image
-from cae_seg.data.visualize import paint_panel
+from cae_seg.data.visualize import (
+    check_picture_file,
+    paint_labels,
+    paint_overlay,
+    paint_panel,
+    write_picture,
+)
 from cae_seg.engine.segmenter import Segmenter, open_segmenter
 from cae_seg.engine.validate import check_checkpoint
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_writer, check_output_file, check_writable
+from cae_seg.files import check_writable
 from cae_seg.progress import progress
 from cae_seg.run.logs import Voice, separate_logs
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-SIGNATURE = "cae-seg predict"
-"""The `Software` text chunk of our PNGs; only files that carry it are overwritten."""
 
 
 def predict(
-    weights: Path, inputs: Path, out: Path, *, config: Path | None = None, device: str = "auto"
+    weights: Path,
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    pictures: Sequence[str] = ("labels", "panel"),
+    batch_size: int = 1,
+    config: Path | None = None,
+    device: str = "auto",
 ) -> list[Path]:
-    """Segment images; write `<stem>.png` (label map) and `<stem>_panel.png` (painting, legend).
+    """Segment images; write the pictures asked for, `<stem>_<name>.png`, labels as `<stem>.png`.
 
-    A label map is a PNG of 8 bits with the values of the data's own annotations: of ADE20K, 1 … 150
-    are the classes.
+    A label map is a PNG of 8 bits with the values of the data set's own annotations (ADE20K: 1 …
+    150 are the classes).
 
     Args:
         weights: fine-tuned checkpoint.
-        inputs: image, or folder of images.
+        inputs: images, or folders of images.
         out: folder to write to.
+        pictures: which ones, names from `arguments.PICTURES`.
+        batch_size: images that are segmented together.
         config: of the model, a program that is run; unless given, the one kept in the weights,
             which is read as data.
         device: "auto", "cuda" or "cpu".
 
     Returns:
-        The label maps written.
+        The files written.
 
     Raises:
         UserError: weights, config, an image or the folder cannot be used, or a file that is not
             an earlier prediction would be overwritten; all but a damaged image is found before
             any work.
     """
-    weights, inputs, out = Path(weights), Path(inputs), Path(out)
+    weights, out = Path(weights), Path(out)
     check_checkpoint(weights)
-    paths = _images(inputs)
-    _check_outputs(paths, out)
+    images = [image for path in inputs for image in _images(Path(path))]
+    outputs = {image: _outputs(image, out, pictures) for image in images}
+    _check_outputs(outputs, out)
     with separate_logs(speak=True):
         segmenter = open_segmenter(weights, config=config, device=device)
-        with progress(paths, "predict", "images", stream=Voice()) as bar:
-            return [_predict_one(segmenter, path, out) for path in bar]
+        with progress(len(images), "predict", "images", stream=Voice()) as bar:
+            for start in range(0, len(images), batch_size):
+                batch = images[start : start + batch_size]
+                for image, labels in zip(batch, segmenter.predict(batch), strict=True):
+                    _write_pictures(image, labels, segmenter, outputs[image])
+                bar.update(len(batch))
+    return [target for targets in outputs.values() for target in targets.values()]
 
 
-def _predict_one(segmenter: Segmenter, path: Path, out: Path) -> Path:
+def _write_pictures(
+    path: Path, labels: np.ndarray, segmenter: Segmenter, targets: Mapping[str, Path]
+) -> None:
     image = read_image(path)
-    labels = segmenter.predict(path)
-    target, panel = _outputs(path, out)
-    _write(labels + segmenter.first_value, target)
-    _write(paint_panel(image, None, labels, segmenter.classes, segmenter.palette), panel)
-    return target
+    for name, target in targets.items():
+        write_picture(_paint(name, image, labels, segmenter), target)
+
+
+def _paint(name: str, image: np.ndarray, labels: np.ndarray, segmenter: Segmenter) -> np.ndarray:
+    match name:
+        case "labels":
+            return labels + segmenter.first_label
+        case "colors":
+            return paint_labels(labels, segmenter.palette)
+        case "overlay":
+            return paint_overlay(image, labels, segmenter.palette)
+        case _:
+            return paint_panel(image, None, labels, segmenter.classes, segmenter.palette)
 
 
 def _images(inputs: Path) -> list[Path]:
@@ -77,45 +106,26 @@ def _images(inputs: Path) -> list[Path]:
     return found
 
 
-def _outputs(image: Path, out: Path) -> tuple[Path, Path]:
-    """Return the files of one image: label map and painting."""
-    return out / f"{image.stem}.png", out / f"{image.stem}_panel.png"
+def _outputs(image: Path, out: Path, pictures: Sequence[str]) -> dict[str, Path]:
+    """Return the files of one image by the name of the picture."""
+    ends = {name: "" if name == "labels" else f"_{name}" for name in pictures}
+    return {name: out / f"{image.stem}{end}.png" for name, end in ends.items()}
 
 
-def _check_outputs(images: list[Path], out: Path) -> None:
+def _check_outputs(outputs: Mapping[Path, Mapping[str, Path]], out: Path) -> None:
     """Check that nothing but an earlier prediction would be overwritten, before any work.
 
     Raises:
         UserError: an output would replace a file that is not ours, or that of another image.
     """
     check_writable(out)
-    if out.resolve() in {image.parent.resolve() for image in images}:
+    if out.resolve() in {image.parent.resolve() for image in outputs}:
         raise UserError(f"--out {out}: contains the input images; choose another folder")
     makers: dict[Path, Path] = {}
-    for image in images:
-        for target in _outputs(image, out):
+    for image, targets in outputs.items():
+        for target in targets.values():
             if (other := makers.setdefault(target, image)) is not image:
                 raise UserError(
                     f"{other} and {image}: both would be written to {target}; rename one"
                 )
-            check_output_file(target)
-            if target.exists() and not _is_ours(target):
-                raise UserError(
-                    f"{target}: exists and was not written by `cae-seg predict`; "
-                    "move it or choose another --out"
-                )
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get("Software") == SIGNATURE
-    except Exception:  # any other file, damaged or not
-        return False
-
-
-def _write(picture: np.ndarray, path: Path) -> None:
-    mark = PngInfo()
-    mark.add_text("Software", SIGNATURE)
-    with atomic_writer(path) as stream:
-        Image.fromarray(picture).save(stream, "PNG", pnginfo=mark)
+            check_picture_file(target)

@@ -15,8 +15,8 @@ from cae_seg.data.images import read_image
 from cae_seg.data.visualize import palette_of
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.build import build_model
+from cae_seg.engine.classes import first_label, metainfo_of
 from cae_seg.engine.config import load_config
-from cae_seg.engine.data_set import class_colors, class_names, first_value
 from cae_seg.engine.validate import check_checkpoint
 from cae_seg.engine.weights import load_weights
 from cae_seg.engine.weights_config import config_of_weights
@@ -35,17 +35,18 @@ class Segmenter:
             around the backbone.
         config: its mmengine config, of model and validation data at least.
         classes: names of the classes, in the order of the labels.
-        palette: colours of the classes, (classes, 3) uint8 RGB.
-        first_value: the value that annotation files of the data have for the first class.
+        palette: their colours, (classes, 3) uint8 RGB.
+        first_label: what the first class is called in annotation files, 0 or 1.
         device: "cuda" or "cpu".
     """
 
     def __init__(self, model: nn.Module, config: Config, device: str) -> None:
         self.model, self.config, self.device = model, config, device
         dataset = config.val_dataloader.dataset
-        self.classes: tuple[str, ...] = class_names(dataset) or ()
-        self.palette = palette_of(class_colors(dataset), len(self.classes))
-        self.first_value = first_value(dataset)
+        metainfo = metainfo_of(dataset)
+        self.classes: tuple[str, ...] = tuple(metainfo["classes"])
+        self.palette = palette_of(metainfo)
+        self.first_label = first_label(dataset)
         self._pipeline = _pipeline(config)
 
     def predict(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray | list[np.ndarray]:

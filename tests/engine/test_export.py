@@ -34,7 +34,7 @@ def picture(tmp_path_factory):
 
 
 def test_a_model_is_loaded_from_a_file_or_a_runs_folder_and_predicts(weights, picture, tmp_path):
-    (label,) = predict(weights, picture, tmp_path, device="cpu")
+    label, _ = predict(weights, [picture], tmp_path, device="cpu")
     expected = np.asarray(Image.open(label)) - 1
     model = cae_seg.load(weights.parent.parent, device="cpu")
     assert len(model.classes) == 150
@@ -60,7 +60,7 @@ def test_onnx_gives_the_logits_of_torch(weights, tmp_path, capsys):
     assert main(["export", str(weights), "--out", str(out)]) == 0
     assert "logits within" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
-    images = np.random.default_rng(0).uniform(0, 255, (1, 3, 32, 32)).astype(np.float32)
+    images = np.random.default_rng(0).uniform(0, 255, (3, 3, 32, 32)).astype(np.float32)
     (logits,) = session.run(None, {"images": images})
     model = cae_seg.load(weights, device="cpu").model
     mean, std = (getattr(model.data_preprocessor, name).numpy() for name in ("mean", "std"))
@@ -68,7 +68,7 @@ def test_onnx_gives_the_logits_of_torch(weights, tmp_path, capsys):
         inputs = torch.from_numpy((images - mean.reshape(3, 1, 1)) / std.reshape(3, 1, 1))
         small = model.decode_head(model.extract_feat(inputs))
         expected = torch.nn.functional.interpolate(small, (32, 32), mode="bilinear").numpy()
-    assert logits.shape == (1, 150, 32, 32)
+    assert logits.shape == (3, 150, 32, 32)
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
 
 

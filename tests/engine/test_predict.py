@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmseg.utils import ade_palette
 from PIL import Image
 
+from cae_seg.cli import main
 from cae_seg.engine.build import build_model
 from cae_seg.engine.config import load_config
 from cae_seg.engine.config_text import config_text
@@ -88,10 +90,10 @@ def test_nothing_in_weights_is_run(kind, contents, images, tmp_path, monkeypatch
     text = text + CODE[kind] if kind in CODE else sabotaged(text, *TYPES[kind])
     path = with_config(contents, tmp_path / "weights.pth", text)
     if kind in ("custom import", "base"):  # data that nothing reads
-        assert predict(path, images, tmp_path / "out", device="cpu")
+        assert predict(path, [images], tmp_path / "out", device="cpu")
     else:
         with pytest.raises(UserError, match=r"the config inside .* --config"):
-            predict(path, images, tmp_path / "out", device="cpu")
+            predict(path, [images], tmp_path / "out", device="cpu")
     assert not Path("PWNED").exists()
 
 
@@ -99,7 +101,7 @@ def test_nothing_in_weights_is_run(kind, contents, images, tmp_path, monkeypatch
 def test_a_broken_config_in_weights_is_one_line(text, contents, images, tmp_path):
     path = with_config(contents, tmp_path / "weights.pth", text)
     with pytest.raises(UserError, match=r"weights\.pth: the config inside .* --config") as caught:
-        predict(path, images, tmp_path / "out", device="cpu")
+        predict(path, [images], tmp_path / "out", device="cpu")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -108,7 +110,7 @@ def test_a_config_as_mmengine_writes_it_is_accepted(contents, config, images, tm
     text = load_config(config, {}).pretty_text
     assert "dict(" in text
     path = with_config(contents, tmp_path / "weights.pth", text)
-    assert predict(path, images, tmp_path / "out", device="cpu")
+    assert predict(path, [images], tmp_path / "out", device="cpu")
 
 
 def test_weights_named_by_the_config_are_not_read(contents, images, tmp_path):
@@ -116,15 +118,65 @@ def test_weights_named_by_the_config_are_not_read(contents, images, tmp_path):
         "'type': 'CAE'", "'type': 'CAE', 'init_cfg': {'type': 'Pretrained', 'checkpoint': '/x'}"
     )
     path = with_config(contents, tmp_path / "weights.pth", text)
-    assert predict(path, images, tmp_path / "out", device="cpu")
+    assert predict(path, [images], tmp_path / "out", device="cpu")
+
+
+def test_pictures_by_choice_of_several_inputs_at_once(weights, images, tmp_path):
+    draw(images / "b.png", (50, 70))
+    draw(tmp_path / "c.jpg", (30, 30))
+    inputs, out = [images, tmp_path / "c.jpg"], tmp_path / "out"
+    command = ["predict", weights, *inputs, "--out", out, "--write", "labels,colors,overlay"]
+    assert main([str(part) for part in [*command, "--batch-size", "2", "--device", "cpu"]]) == 0
+    ends = ("", "_colors", "_overlay")
+    assert {path.name for path in out.iterdir()} == {
+        f"{stem}{end}.png" for stem in "abc" for end in ends
+    }
+    for stem, image in {"a": images / "a.jpg", "b": images / "b.png"}.items():
+        labels, colors, overlay = (np.asarray(Image.open(out / f"{stem}{end}.png")) for end in ends)
+        assert (colors == np.array(ade_palette(), np.uint8)[labels - 1]).all()
+        mean = np.rint((np.asarray(Image.open(image), float) + colors) / 2)
+        assert (overlay == mean).all()
+        alone, *_ = predict(weights, [image], tmp_path / f"alone_{stem}", device="cpu")
+        assert (np.asarray(Image.open(alone)) == labels).all()
+
+
+def test_label_maps_have_the_classes_and_values_of_the_data(contents, images, tmp_path):
+    text = contents["meta"]["cfg"].replace(
+        "'reduce_zero_label': True", "'reduce_zero_label': False"
+    )
+    text = text.replace(
+        "'type': 'ADE20KDataset'",
+        "'type': 'BaseSegDataset', 'metainfo': {'classes': "
+        f"{[f'class {n}' for n in range(150)]}, 'palette': {[[n, 0, 9] for n in range(150)]}}}",
+    )
+    assert "BaseSegDataset" in text
+    path = with_config(contents, tmp_path / "weights.pth", text)
+    labels, colors = predict(
+        path, [images], tmp_path / "out", pictures=["labels", "colors"], device="cpu"
+    )
+    usual, _ = predict(
+        with_config(contents, tmp_path / "usual.pth", contents["meta"]["cfg"]),
+        [images],
+        tmp_path / "usual",
+        device="cpu",
+    )
+    assert (np.asarray(Image.open(labels)) == np.asarray(Image.open(usual)) - 1).all()
+    red = np.asarray(Image.open(colors))
+    assert (red[..., 0] == np.asarray(Image.open(labels))).all()
+    assert (red[..., 2] == 9).all()
+
+
+def test_a_picture_that_there_is_not_is_refused(weights, images, capsys):
+    assert main(["predict", str(weights), str(images), "--write", "labels,heatmap"]) == 2
+    assert "'heatmap' is none of labels, colors, overlay, panel" in capsys.readouterr().err
 
 
 def test_predict_does_not_write_into_the_folder_of_the_images(weights, images):
     before = (images / "a.jpg").read_bytes()
     with pytest.raises(UserError, match="contains the input images"):
-        predict(weights, images, images, device="cpu")
+        predict(weights, [images], images, device="cpu")
     with pytest.raises(UserError, match="contains the input images"):
-        predict(weights, images / "a.jpg", images / ".." / "images", device="cpu")
+        predict(weights, [images / "a.jpg"], images / ".." / "images", device="cpu")
     assert os.listdir(images) == ["a.jpg"]
     assert (images / "a.jpg").read_bytes() == before
 
@@ -133,18 +185,18 @@ def test_predict_does_not_write_into_the_folder_of_the_images(weights, images):
 def test_images_that_would_share_an_output_are_refused(other, weights, images, tmp_path):
     draw(images / other, format="PNG")
     with pytest.raises(UserError, match="rename one"):
-        predict(weights, images, tmp_path / "out", device="cpu")
+        predict(weights, [images], tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
 
 
 def test_only_earlier_predictions_are_overwritten(weights, images, tmp_path):
     out = tmp_path / "out"
-    (first,) = predict(weights, images, out, device="cpu")
-    assert predict(weights, images, out, device="cpu") == [first]
+    first = predict(weights, [images], out, device="cpu")
+    assert predict(weights, [images], out, device="cpu") == first
     draw(out / "a_panel.png")
     before = (out / "a_panel.png").read_bytes()
     with pytest.raises(UserError, match=r"a_panel\.png: exists and was not written by"):
-        predict(weights, images, out, device="cpu")
+        predict(weights, [images], out, device="cpu")
     assert (out / "a_panel.png").read_bytes() == before
 
 
@@ -158,7 +210,7 @@ def test_an_unusable_output_is_refused_before_the_weights_are_read(kind, images,
     else:
         out.write_text("mine")
     with pytest.raises(UserError, match="out"):
-        predict(unread, images, out / "x" if kind == "below a file" else out, device="cpu")
+        predict(unread, [images], out / "x" if kind == "below a file" else out, device="cpu")
     assert kind == "folder in the way" or out.read_text() == "mine"
 
 
@@ -166,30 +218,30 @@ def test_the_exif_orientation_is_applied(weights, images, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by 90 degrees
     draw(images / "a.jpg", (64, 40), exif=exif)
-    (label,) = predict(weights, images, tmp_path / "out", device="cpu")
+    label, _ = predict(weights, [images], tmp_path / "out", device="cpu")
     assert Image.open(label).size == (40, 64)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 60)])
 def test_extreme_shapes_are_predicted(size, weights, images, tmp_path):
     draw(images / "a.jpg", size)
-    (label,) = predict(weights, images, tmp_path / "out", device="cpu")
+    label, _ = predict(weights, [images], tmp_path / "out", device="cpu")
     assert Image.open(label).size == size
 
 
 def test_an_image_that_shrinks_to_nothing_is_refused_in_one_line(weights, images, tmp_path):
     draw(images / "a.jpg", (3000, 1))
     with pytest.raises(UserError, match=r"a\.jpg: 3000×1 cannot be resized; crop it"):
-        predict(weights, images, tmp_path / "out", device="cpu")
+        predict(weights, [images], tmp_path / "out", device="cpu")
 
 
 def test_a_pipe_among_the_images_is_refused(weights, images, tmp_path):
     os.mkfifo(images / "b.png")
     with pytest.raises(UserError, match=r"b\.png: not a regular file"):
-        predict(weights, images, tmp_path / "out", device="cpu")
+        predict(weights, [images], tmp_path / "out", device="cpu")
 
 
 def test_an_image_with_too_many_pixels_is_refused(weights, images, tmp_path):
     Image.new("1", (11_000, 11_000)).save(images / "a.jpg", format="PNG")
     with pytest.raises(UserError, match=r"a\.jpg: 11000×11000 is more than 89 megapixels"):
-        predict(weights, images, tmp_path / "out", device="cpu")
+        predict(weights, [images], tmp_path / "out", device="cpu")

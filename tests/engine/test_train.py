@@ -389,7 +389,8 @@ def test_predict_paints_and_keeps_ade20k_values(undisturbed, tmp_path):
     from cae_seg.engine.predict import predict
 
     images = Path(load_manifest(undisturbed.data).root) / "images" / "validation"
-    maps = predict(undisturbed.work_dir / "weights.pth", images, tmp_path / "out", device="cpu")
+    weights = undisturbed.work_dir / "weights.pth"
+    maps = predict(weights, [images], tmp_path / "out", pictures=["labels"], device="cpu")
     assert len(maps) == 5
     label = np.asarray(Image.open(maps[0]))
     assert label.shape == (40, 64)

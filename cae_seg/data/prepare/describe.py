@@ -4,6 +4,7 @@ mmsegmentation with the layout that its base config has."""
 import colorsys
 import dataclasses
 import difflib
+import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,6 @@ from cae_seg.data.prepare.layout import (
     MOST_CLASSES,
     Layout,
     Split,
-    default_of,
     describe_values,
     ranges,
 )
@@ -248,8 +248,8 @@ def _layout_of(kind: type, nodes: dict[str, dict], description: Description) -> 
     meaning = {**kind.METAINFO, **(node.get("metainfo") or {})}
     reduce = description.reduce_zero_label
     if reduce is None:
-        reduce = node.get("reduce_zero_label", default_of(kind, "reduce_zero_label"))
-    image_suffix = default_of(kind, "img_suffix")
+        reduce = node.get("reduce_zero_label", _default_of(kind, "reduce_zero_label"))
+    image_suffix = _default_of(kind, "img_suffix")
     if Path(f"x{image_suffix}").suffix not in FORMATS:
         raise UserError(f"data: type: {description.type} has {image_suffix} files, not images")
     return Layout(
@@ -263,11 +263,20 @@ def _layout_of(kind: type, nodes: dict[str, dict], description: Description) -> 
             for split, part in nodes.items()
         },
         image_suffix=image_suffix,
-        annotation_suffix=default_of(kind, "seg_map_suffix"),
+        annotation_suffix=_default_of(kind, "seg_map_suffix"),
         classes=tuple(meaning.get("classes") or ()),
         palette=tuple(tuple(map(int, color)) for color in meaning.get("palette") or ()),
         reduce_zero_label=bool(reduce),
     )
+
+
+def _default_of(kind: type, name: str) -> Any:
+    """Return the default of an argument of a data set type; its own comes before its bases'."""
+    for base in kind.__mro__:
+        parameters = inspect.signature(base.__init__).parameters if base is not object else {}
+        if name in parameters:
+            return parameters[name].default
+    return None
 
 
 def _zoo_nodes() -> Iterator[dict[str, dict]]:

@@ -1,6 +1,5 @@
 """Where the files of a data set are, and what the values of its annotations mean."""
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,15 +119,6 @@ ADE20K = Layout(
     lists=("objectInfo150.txt", "sceneCategories.txt"),
 )
 """The scene parsing archive; its 150 classes are named in the first of the lists."""
-
-
-def default_of(kind: type, name: str) -> Any:
-    """Return the default of an argument of a data set type; its own comes before its bases'."""
-    for base in kind.__mro__:
-        parameters = inspect.signature(base.__init__).parameters if base is not object else {}
-        if name in parameters:
-            return parameters[name].default
-    return None
 
 
 def describe_values(layout: Layout, found: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 """Pictures and label maps of predicted images."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,15 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmseg.structures import SegDataSample
-from PIL import Image
 
 from cae_seg.data.images import read_image
-from cae_seg.data.visualize import paint_labels, paint_panel, palette_of
+from cae_seg.data.visualize import (
+    check_picture_file,
+    paint_labels,
+    paint_panel,
+    palette_of,
+    write_picture,
+)
 from cae_seg.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -49,18 +54,17 @@ class PanelHook(Hook):
             if number % every == 0 and not self._failed:
                 self._paint(runner, sample, dataset.metainfo)
 
-    def _paint(self, runner: Runner, sample: SegDataSample, metainfo: dict[str, Any]) -> None:
-        classes = metainfo["classes"]
+    def _paint(self, runner: Runner, sample: SegDataSample, metainfo: Mapping[str, Any]) -> None:
         path = Path(sample.img_path)
         panel = paint_panel(
             read_image(path),
             sample.gt_sem_seg.data[0].cpu().numpy(),
             sample.pred_sem_seg.data[0].cpu().numpy(),
-            classes,
-            palette_of(metainfo.get("palette"), len(classes)),
+            metainfo["classes"],
+            palette_of(metainfo),
         )
         try:
-            save(panel, self._folder / f"iter_{runner.iter}" / f"{path.stem}.png")
+            write_picture(panel, self._folder / f"iter_{runner.iter}" / f"{path.stem}.png")
         except UserError as error:
             self._failed = True
             logger.warning("%s; further pictures of this attempt are left out", error)
@@ -79,6 +83,16 @@ class PaintingHook(Hook):
     def __init__(self, folder: Path) -> None:
         self._folder = Path(folder)
 
+    def before_test(self, runner: Runner) -> None:
+        """Check that nothing but earlier paintings would be replaced, before any work.
+
+        Raises:
+            UserError: naming the first file that is not ours.
+        """
+        dataset = runner.test_dataloader.dataset
+        for number in range(len(dataset)):
+            check_picture_file(self._target(dataset.get_data_info(number)["img_path"]))
+
     def after_test_iter(
         self,
         runner: Runner,
@@ -91,12 +105,13 @@ class PaintingHook(Hook):
         Raises:
             UserError: the folder cannot be written.
         """
-        metainfo = runner.test_dataloader.dataset.metainfo
-        palette = palette_of(metainfo.get("palette"), len(metainfo["classes"]))
         for sample in outputs:
             labels = sample.pred_sem_seg.data[0].cpu().numpy()
-            name = f"{Path(sample.img_path).stem}.png"
-            save(paint_labels(labels, palette), self._folder / name)
+            palette = palette_of(runner.test_dataloader.dataset.metainfo)
+            write_picture(paint_labels(labels, palette), self._target(sample.img_path))
+
+    def _target(self, image: str) -> Path:
+        return self._folder / f"{Path(image).stem}.png"
 
 
 @HOOKS.register_module()
@@ -134,16 +149,3 @@ def numbered(
     first = batch_idx * loader.batch_size
     for place, sample in enumerate(outputs or ()):
         yield (first + place) * runner.world_size + runner.rank, sample
-
-
-def save(picture: np.ndarray, path: Path) -> None:
-    """Write a picture (height, width, 3) uint8.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -57,9 +57,10 @@ def _keep_index(module: nn.Module) -> None:
 class CAEAttention(Attention):
     """timm's BEiT attention with an aligned bias and an optional scale of the scores.
 
+    Other arguments are those of `timm.models.beit.Attention`.
+
     Args:
         scale: factor on query·key; 1/√(head width) where None.
-        (others): as `timm.models.beit.Attention`.
     """
 
     fast_path, fast = "tiled_attention", True
@@ -234,7 +235,7 @@ class CAE(FilledFromCheckpoint, BaseModule):
     def _taps(self, x: Tensor) -> dict[int, Tensor]:
         """Return the outputs of the tapped blocks as maps (B, embed_dim, H/patch, W/patch)."""
         x = self.patch_embed(x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # B, 1 + patches, C
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # B, 1 + patches, C
         if self.pos_embed is not None:
             x = x + self.pos_embed
         x = self.pos_drop(x)

@@ -41,7 +41,8 @@ class Taps:
         indices: which of the model's features, from 0.
         depth: number of the model's features.
         norm: whether the final norm is applied to each tap.
-        mean, std: of the normalisation of the images, in grey levels 0 to 255.
+        mean: of the normalisation of the images, per channel, in grey levels 0 to 255.
+        std: likewise.
         channels: of each tap.
         strides: pixels of the image per pixel of each tap.
         unused: parameters that no tap depends on.
