@@ -25,6 +25,7 @@ from cae_seg.arguments import (
 )
 from cae_seg.crash import report_crash
 from cae_seg.errors import UserError, nearest
+from cae_seg.files import full_disk_is_one_line
 from cae_seg.redaction import redact
 
 if TYPE_CHECKING:
@@ -41,18 +42,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 1: crashed; the traceback is in a file. 2: a mistake of the user's, reported in one
     line. 75: stopped cleanly before the end (time budget, signal); the same command resumes.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller (`>&-`)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
-        return _run(arguments)
+        code = _run(arguments)
     except UserError as error:
-        print(f"cae-seg: error: {redact(_printable(str(error)))}", file=sys.stderr)
-        return 2
+        _print_error(str(error))
+        code = 2
     except KeyboardInterrupt:
-        return 130
+        code = 130
     except BrokenPipeError:
-        # The reader of our output went away (`cae-seg table | head`): nothing left to say.
+        code = 0
+    return _flush(code)
+
+
+def _print_error(message: str) -> None:
+    print(f"cae-seg: error: {redact(_printable(message))}", file=sys.stderr)
+
+
+def _flush(code: int) -> int:
+    """Write out what was printed; return the exit status, which is 2 where that fails."""
+    try:
+        sys.stdout.flush()
+        return code
+    except OSError as error:
+        # Python would try again, and complain, when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        # The reader of our output went away (`cae-seg table | head`): nothing left to say.
+        if code or isinstance(error, BrokenPipeError):
+            return code
+        _print_error(f"standard output: cannot be written ({error.strerror}); make room for it")
+        return 2
 
 
 def _run_once(options: argparse.Namespace) -> int | None:
@@ -70,7 +92,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         raise UserError(f"unrecognised {unknown[0]!r}{_nearest_option(unknown[0], options.parser)}")
     try:
         run = _run_once if getattr(options, "error_file", None) else options.run
-        return run(options) or 0
+        with full_disk_is_one_line():
+            return run(options) or 0
     except (UserError, BrokenPipeError):
         raise
     except (Exception, SystemExit) as error:  # a config is a program and may call sys.exit

@@ -1,6 +1,7 @@
 """Small files that are either whole or absent, and their checksums."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from typing import Any, BinaryIO
 
 from cae_seg.errors import UserError
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LARGEST_TEXT = 256 << 20  # bytes; ADE20K's manifest has one million, a long run's record ten
 
 
@@ -22,7 +24,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     the temporary file is removed and `path` stays as it was.
 
     Raises:
-        UserError: the folder cannot be created or written.
+        UserError: the folder cannot be created or written, or the disk is full.
     """
     path = Path(path)
     try:
@@ -31,7 +33,7 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise UserError(f"{path.parent}: cannot be written ({error.strerror})") from error
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with full_disk_is_one_line(path), os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -42,6 +44,33 @@ def atomic_writer(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+@contextlib.contextmanager
+def full_disk_is_one_line(path: Path | str = "the disk") -> Iterator[None]:
+    """Report a full disk or a used-up quota as a mistake that the user can fix.
+
+    Args:
+        path: what is being written, where the error itself does not name it.
+
+    Raises:
+        UserError: there was no room.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch.save raises another one when it cleans up
+        full = _full_disk(error)
+        if full is None:
+            raise
+        where = full.filename or path
+        raise UserError(f"{where}: cannot be written ({full.strerror}); make room") from error
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """Return the error of a full disk that an exception is, or was raised after."""
+    while error is not None and getattr(error, "errno", None) not in NO_ROOM:
+        error = error.__context__
+    return error
 
 
 def fsync_folder(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The files of the workflow: where they are, and how a folder outside of a clone gets them."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -27,15 +28,40 @@ def lay_out(folder: Path) -> list[str]:
         raise UserError(
             f"{folder}: already holds {', '.join(present)}; move that away or name another folder"
         )
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in PARTS:
             _copy(PROJECT / name, folder / name)
         for name in PROFILES:
             (folder / name).symlink_to(Path("workflow/profiles", name))
-    except OSError as error:
-        raise UserError(f"{error.filename or folder}: {error.strerror}") from error
+    except BaseException as error:
+        _remove(folder, names, new)
+        if not isinstance(error, OSError):
+            raise
+        raise UserError(
+            f"{folder}: cannot be written ({_reason(error)}); make room or name another folder"
+        ) from error
     return names
+
+
+def _remove(folder: Path, names: list[str], new: bool) -> None:
+    """Remove what was written before an error; none of the names was there before."""
+    with contextlib.suppress(OSError):
+        for path in (folder / name for name in names):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        if new:
+            folder.rmdir()
+
+
+def _reason(error: OSError) -> str:
+    """Return why something cannot be copied; copytree collects (source, target, reason)."""
+    if isinstance(error, shutil.Error):
+        return str(error.args[0][0][2])
+    return error.strerror or str(error)
 
 
 def _copy(source: Path, target: Path) -> None:

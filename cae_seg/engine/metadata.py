@@ -11,7 +11,6 @@ from torch import nn
 from cae_seg.engine.config_text import config_text
 from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.resolve import ResolvedRun
-from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, atomic_write_text, atomic_writer, sha256_file
 from cae_seg.run import provenance
 from cae_seg.run.checkpoints import to_cpu
@@ -133,14 +132,8 @@ def _write_weights(run: ResolvedRun, work: WorkDir, weights: dict[str, Any]) -> 
         "meta": {**weights["meta"], "cfg": config_text(run.config)},
         "state_dict": to_cpu(dict(weights["state_dict"])),
     }
-    try:
-        with atomic_writer(work.weights) as stream:
-            torch.save(contents, stream)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"{work.weights}: the final weights cannot be written ({error}); make room and "
-            "run the same command again"
-        ) from error
+    with atomic_writer(work.weights) as stream:
+        torch.save(contents, stream)
 
 
 def _iso(moment: float) -> str:

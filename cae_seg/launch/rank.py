@@ -5,7 +5,6 @@ rank ended goes to a file of its own, since the launcher has to tell a user's mi
 """
 
 import ctypes
-import errno
 import json
 import os
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from cae_seg.engine.job import CRASHED, DONE, STOPPED, USER_ERROR, Job, TrainJob, decode
 from cae_seg.errors import UserError
+from cae_seg.files import full_disk_is_one_line
 from cae_seg.run.deadline import Stopped, StopRequest, stop_on_signals
 from cae_seg.run.logs import separate_logs
 
@@ -25,7 +25,6 @@ JOB, DEVICE, OUTCOMES, PARENT = (
     "CAE_SEG_OUTCOMES",
     "CAE_SEG_PARENT",
 )
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,20 +48,18 @@ def run(job: Job, kind: str, request: StopRequest) -> int:
         from cae_seg.engine.train import train
 
         cv2.setNumThreads(0)  # forked loader workers would wait for the parent's threads for ever
-        with joined(kind) as ranks:
+        with joined(kind) as ranks, full_disk_is_one_line(_output_of(job)):
             try:
                 if isinstance(job, TrainJob):
                     return train(job, ranks, request, log)
                 return evaluate(job, ranks, request)
             except Stopped:
                 return STOPPED
-            except OSError as error:
-                if error.errno not in NO_ROOM:
-                    raise
-                raise UserError(
-                    f"{error.filename or 'the disk'}: no room left; make room and run the same "
-                    "command again"
-                ) from error
+
+
+def _output_of(job: Job) -> Path | str:
+    """Return what to name when there is no room for an unnamed file of a library's."""
+    return job.work_dir if isinstance(job, TrainJob) else job.out or job.show_dir or "the disk"
 
 
 def run_here(job: Job, kind: str) -> int:

@@ -66,11 +66,8 @@ class Checkpoints:
                 save_checked(state, stream)
             size = path.stat().st_size
         except (OSError, RuntimeError, UserError) as error:
-            self._warn(
-                iteration,
-                f"{path}: cannot be written ({_reason(error)}); "
-                "the older checkpoints stay and the run continues",
-            )
+            named = str(error) if isinstance(error, UserError) else f"{path}: {_reason(error)}"
+            self._warn(iteration, f"{named}; the older checkpoints stay and the run continues")
             return None
         saved = Saved(iteration, size, time.monotonic() - begin)
         self._record.event("checkpoint", iteration=iteration, bytes=size, seconds=saved.seconds)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json
 
 NAME = "failure.json"
@@ -24,7 +25,7 @@ def recording_failure(work_dir: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):
             if path.parent.is_dir():
                 atomic_write_json(path, _note(error))
         raise

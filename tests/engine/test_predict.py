@@ -1,4 +1,4 @@
-"""`predict`: nothing in weights is run, nothing of the user's is overwritten."""
+"""`predict`, paintings of `evaluate`: weights run no code, nothing of the user's is overwritten."""
 
 import os
 from pathlib import Path
@@ -13,8 +13,10 @@ from cae_seg.cli import main
 from cae_seg.engine.build import build_model
 from cae_seg.engine.config import load_config
 from cae_seg.engine.config_text import config_text
+from cae_seg.engine.job import EvaluateJob
 from cae_seg.engine.predict import predict
 from cae_seg.errors import UserError
+from cae_seg.launch.launcher import launch_evaluate
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +200,24 @@ def test_only_earlier_predictions_are_overwritten(weights, images, tmp_path):
     with pytest.raises(UserError, match=r"a_panel\.png: exists and was not written by"):
         predict(weights, [images], out, device="cpu")
     assert (out / "a_panel.png").read_bytes() == before
+
+
+def test_evaluation_does_not_paint_over_pictures_of_the_users(undisturbed, tmp_path):
+    """The annotations have the names of the images, and of the paintings."""
+    job = EvaluateJob(
+        config=undisturbed.config,
+        weights=undisturbed.work_dir / "weights.pth",
+        data=undisturbed.data,
+        device="cpu",
+        show_dir=tmp_path / "annotations",
+    )
+    launch_evaluate(job)
+    assert launch_evaluate(job) == 0
+    draw(job.show_dir / "validation_3.png")
+    before = {path: path.read_bytes() for path in job.show_dir.iterdir()}
+    with pytest.raises(UserError, match=r"validation_3\.png: exists and was not written by"):
+        launch_evaluate(job)
+    assert {path: path.read_bytes() for path in job.show_dir.iterdir()} == before
 
 
 @pytest.mark.parametrize("kind", ["file", "below a file", "folder in the way"])
