@@ -28,7 +28,7 @@ from cae_seg.engine.evaluation import build_tester
 from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.runner import ExactRunner
 from cae_seg.engine.session import Session
-from cae_seg.run.deadline import StopRequest
+from cae_seg.run.deadline import StopSignal
 
 # (height, width): the commonest shape of ADE20K's validation images, and a mix like the rest.
 PLAIN = [(512, 683)] * 3
@@ -141,7 +141,7 @@ def _tester(config: Config, model: nn.Module, ranks: Ranks) -> ExactRunner:
     accelerated = copy.deepcopy(config)
     accelerate(accelerated)
     precision = accelerated.evaluation_precision
-    session = Session(ranks, 0, StopRequest(), workers=0, evaluation_precision=precision)
+    session = Session(ranks, 0, StopSignal(), workers=0, evaluation_precision=precision)
     tester = build_tester(accelerated, session, model, Path(tempfile.mkdtemp()))
     tester.test()
     return tester

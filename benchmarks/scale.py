@@ -52,7 +52,7 @@ def _table(folder: Path) -> dict[str, Any]:
     """Gather runs as the tests make them up."""
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
-        "from made_up_runs import make_sweep; from cae_seg.results.table import write_table\n"
+        "from fake_runs import make_sweep; from cae_seg.results.table import write_table\n"
         "import time; folder = Path(sys.argv[1])\n"
         f"rates = [f'{{i}}e-5' for i in range(1, {COMBINATIONS} // 10 + 1)]\n"
         "scores = {(100 * e, rate): [48.0] for e in range(1, 11) for rate in rates}\n"

@@ -74,7 +74,7 @@ def _wait(
         stop_after: iterations to let go by, each saved, before the end.
         first: the iteration that it must begin with.
     """
-    record, begin = work / "record.jsonl", time.time()
+    record, begin = work / "metrics.jsonl", time.time()
     command = _command(f"train {CONFIG}", work_dir=work, data=manifest, device="cpu")
     hooks = [f"default_hooks.{hook}.interval=1" for hook in ("logger", "checkpoint")]
     process = subprocess.Popen(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cae_seg.errors import UserError
+from cae_seg.run.paths import RunDir
 
 if TYPE_CHECKING:
     from cae_seg.engine.segmenter import Segmenter
@@ -40,7 +41,7 @@ def _weights_file(weights: str | Path) -> Path:
     path = Path(weights)
     if not path.is_dir():
         return path
-    for inner in (path / "work" / "weights.pth", path / "weights.pth"):
-        if inner.is_file():
-            return inner
-    raise UserError(f"{path}: contains no weights.pth; name a checkpoint or a finished run")
+    found = RunDir(path).work.weights
+    if found.is_file():
+        return found
+    raise UserError(f"{path}: contains no {found.name}; name a checkpoint or a finished run")

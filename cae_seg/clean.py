@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cae_seg.errors import UserError
 from cae_seg.run.locks import FileLock
-from cae_seg.run.paths import RunFolder, find_runs
+from cae_seg.run.paths import RunDir, find_runs
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _of_runs(results: Path) -> Iterator[tuple[Path, str]]:
     for run in find_runs(results):
         if ".stale-" in run.path.name or _is_written(run):
             continue
-        states = run.work / "checkpoints"
+        states = run.work.checkpoints
         if run.finished and states.is_dir():
             yield states, "resumable states of a finished run"
         elif states.is_dir():
@@ -68,12 +68,11 @@ def _of_runs(results: Path) -> Iterator[tuple[Path, str]]:
                 yield path, "damaged state"
 
 
-def _is_written(run: RunFolder) -> bool:
+def _is_written(run: RunDir) -> bool:
     """Return whether a process trains in this run's folder."""
-    path = run.work / "writer.lock"
-    if not path.is_file():
+    if not run.work.lock.is_file():
         return False
-    lock = FileLock(path)
+    lock = FileLock(run.work.lock)
     free = lock.acquire()
     lock.release()
     return not free

@@ -136,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_predict,
         _add_check_sheet,
         _add_export,
-        _add_summarise,
+        _add_aggregate_seeds,
         _add_track,
         _add_table,
         _add_figures,
@@ -273,9 +273,9 @@ def _prepare_checkpoint(options: argparse.Namespace) -> None:
 
 def _prepare_demo(options: argparse.Namespace) -> None:
     from cae_seg.data.demo import make_demo
-    from cae_seg.run.logs import quiet_imports
+    from cae_seg.run.logs import suppress_import_output
 
-    with quiet_imports():
+    with suppress_import_output():
         make_demo(options.archive, options.checkpoints, seed=options.seed)
 
 
@@ -321,7 +321,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument(
         "--work-dir", type=output_folder, required=True, help="resumable state of the run"
     )
-    parser.add_argument("--out", type=output_file, help="record of the finished run (run.json)")
+    parser.add_argument("--out", type=output_file, help="metadata of the finished run (run.json)")
     _add_device_options(parser)
     parser.add_argument("--pretrained", type=Path, help="checkpoint of the backbone")
     parser.add_argument("--learning-rate", help="replaces the config's")
@@ -530,16 +530,16 @@ def _export(options: argparse.Namespace) -> None:
         print(f"mmseg.apis.init_model({str(config)!r}, {str(checkpoint)!r})")
 
 
-def _add_summarise(commands: Any) -> None:
-    parser = _add(commands, "summarise", _summarise, "join the seeds of one combination")
+def _add_aggregate_seeds(commands: Any) -> None:
+    parser = _add(commands, "aggregate-seeds", _aggregate_seeds, "join the seeds of a combination")
     parser.add_argument("metrics", type=Path, nargs="+", help="metrics.json of each seed")
     parser.add_argument("--out", type=output_file, required=True)
 
 
-def _summarise(options: argparse.Namespace) -> None:
-    from cae_seg.results.aggregate_seeds import summarise
+def _aggregate_seeds(options: argparse.Namespace) -> None:
+    from cae_seg.results.aggregate_seeds import aggregate_seeds
 
-    summarise(options.metrics, options.out)
+    aggregate_seeds(options.metrics, options.out)
 
 
 def _add_track(commands: Any) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cae_seg.errors import UserError
+from cae_seg.run.paths import RunDir
 from cae_seg.sheet.reading import Sheet, load_sheet
 from cae_seg.sheet.schema import Data
 from cae_seg.site_checks import check_site
@@ -171,7 +172,7 @@ def _disk(sheet: Sheet) -> Check:
         _weight_bytes(row.config or row.stem)
         for row in sheet.experiments
         for seed in row.seeds
-        if not (sheet.run_folder(row.name, seed) / "run.json").is_file()
+        if not RunDir(sheet.run_dir(row.name, seed)).finished
     ]
     needed = sum(weights) + STATES * max(weights, default=0.0)
     for data in sheet.used_data:

@@ -161,7 +161,7 @@ class Executor(slurm.Executor):
 
     def _handle_refusal(self, job: JobExecutorInterface, errors: str) -> None:
         refusal = classify(errors, others_queued=commands.has_jobs(cluster_of(job)))
-        if refusal.passing:
+        if refusal.transient:
             self._say_once("submission", f"SLURM takes no jobs at the moment ({refusal.message}); "
                            "submissions are repeated until it does")  # fmt: skip
             self._submit_later(job)

@@ -36,13 +36,13 @@ class Refusal:
 
     Attributes:
         message: SLURM's reason in one line.
-        passing: whether the same submission may succeed later.
+        transient: whether the same submission may succeed later.
         resources: what to change in one that is refused for good; empty if SLURM's words are not
             known, so that a retry is worthwhile.
     """
 
     message: str
-    passing: bool = False
+    transient: bool = False
     resources: tuple[str, ...] = ()
 
 
@@ -56,9 +56,9 @@ def classify(errors: str, *, others_queued: bool) -> Refusal:
     """
     message = _one_line(errors)
     if PASSING.search(message):
-        return Refusal(message, passing=True)
+        return Refusal(message, transient=True)
     if POLICY.search(message) and others_queued and not SIZE_LIMIT.search(message):
-        return Refusal(message, passing=True)
+        return Refusal(message, transient=True)
     named = POLICY.sub("", message)  # its words are the same for every limit
     for words, resources in FOR_GOOD:
         if words.search(named):

@@ -59,13 +59,13 @@ class Checkout:
             env=self.environment() | environment,
         )
 
-    def start(self, *arguments: str, said: IO, **environment: str) -> subprocess.Popen:
-        """Start Snakemake here as a terminal would; what it says goes to `said`."""
+    def start(self, *arguments: str, output: IO, **environment: str) -> subprocess.Popen:
+        """Start Snakemake here as a terminal would; what it says goes to `output`."""
         return subprocess.Popen(
             self._command(arguments),
             cwd=self.path,
-            stdout=said,
-            stderr=said,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
             env=self.environment() | environment,
         )
@@ -87,11 +87,11 @@ class Checkout:
         }
 
     def run(self, *arguments: str, timeout: float = LONGEST_SECONDS, **environment: str) -> str:
-        """Run Snakemake, which must succeed; return what it said."""
+        """Run Snakemake, which must succeed; return what it output."""
         done = self.snakemake(*arguments, timeout=timeout, **environment)
-        said = done.stdout + done.stderr
-        assert done.returncode == 0, said
-        return said
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, output
+        return output
 
     def plan(self, *arguments: str) -> "Plan":
         """Return what Snakemake would run."""
@@ -114,9 +114,9 @@ class Checkout:
 class Plan:
     """The jobs that a dry-run names."""
 
-    def __init__(self, said: str) -> None:
-        self.messages = re.findall(r"^Job \d+: (.*)$", said, re.MULTILINE)
-        table = said.split("Job stats:")[-1] if "Job stats:" in said else ""
+    def __init__(self, output: str) -> None:
+        self.messages = re.findall(r"^Job \d+: (.*)$", output, re.MULTILINE)
+        table = output.split("Job stats:")[-1] if "Job stats:" in output else ""
         counted = re.findall(r"^(\S+) +(\d+)$", table.split("\n\n")[0], re.MULTILINE)
         self.jobs = Counter({name: int(count) for name, count in counted if name != "total"})
 

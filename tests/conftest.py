@@ -8,8 +8,8 @@ from checkouts import Checkout
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A copy of the repository in which `snakemake --profile demo` was run to its end.
 
-    Tests only read it; `said` is what Snakemake printed.
+    Tests only read it; `output` is what Snakemake printed.
     """
     copy = Checkout(tmp_path_factory.mktemp("demo"), stub=False)
-    copy.said = copy.run("--profile", "demo")
+    copy.output = copy.run("--profile", "demo")
     return copy

@@ -1,10 +1,10 @@
 """A gate in the training pipeline, so that a test decides when a run is interrupted.
 
 `write_gated_config` puts it behind the last transform of a shipped config. A run whose folder
-holds a file `gate` with a number N waits once iteration N is in its record, before it trains the
-next one, and reports that in the file `held`; with `START` it waits while it reads its config. It
-continues when the file is removed or changed. A signal that asks the run to stop removes the file,
-because a run that waits for data cannot react to it.
+holds a file `gate` with a number N waits once iteration N is in its metrics log, before it trains
+the next one, and reports that in the file `held`; with `START` it waits while it reads its config.
+It continues when the file is removed or changed. A signal that asks the run to stop removes the
+file, because a run that waits for data cannot react to it.
 """
 
 import functools
@@ -63,7 +63,7 @@ class Gate:
 
 @functools.cache
 def _run_folder() -> Path | None:
-    """Return the folder of the run that this process writes the record of."""
+    """Return the folder of the run that this process writes the metrics of."""
     if os.environ.get("RANK", "0") != "0":
         return None
     this = psutil.Process()
@@ -100,10 +100,10 @@ def _limit(run: Path) -> int | None:
 
 
 def _iteration(run: Path) -> int:
-    """Return the last iteration in the record of a run."""
+    """Return the last iteration in the metrics log of a run."""
     from cae_seg.run.paths import open_run
 
-    return max(open_run(run).record().train, default=0)
+    return max(open_run(run).history().train, default=0)
 
 
 @contextmanager

@@ -94,7 +94,7 @@ class Run:
     def lines(self, kind: str) -> list[dict]:
         """Return the lines of one kind in the record; a torn last one is left out."""
         try:
-            text = WorkDir(self.work).record.read_text()
+            text = WorkDir(self.work).metrics_log.read_text()
         except FileNotFoundError:
             return []
         found = [json.loads(line) for line in text.splitlines() if line.endswith("}")]

@@ -12,18 +12,18 @@ from interrupted_runs import Run
 from waiting import WAIT_SECONDS, wait_until
 
 from cae_seg.engine.job import TrainJob
-from cae_seg.run.deadline import StopRequest
-from cae_seg.run.paths import read_record
+from cae_seg.run.deadline import StopSignal
+from cae_seg.run.paths import read_history
 
 
-class StopAfter(StopRequest):
+class StopAfter(StopSignal):
     """Asks to stop once it has been looked at so many times."""
 
     def __init__(self, looks: int) -> None:
         self._left = looks
 
     @property
-    def reason(self) -> str | None:
+    def name(self) -> str | None:
         self._left -= 1
         return "SIGTERM" if self._left < 0 else None
 
@@ -35,7 +35,7 @@ def weights(job: TrainJob) -> dict[str, torch.Tensor]:
 
 def losses(job: TrainJob) -> list[float]:
     """Return the loss of each iteration."""
-    return [line["loss"] for line in read_record(job.work_dir / "record.jsonl").train.values()]
+    return [line["loss"] for line in read_history(job.work_dir / "metrics.jsonl").train.values()]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -85,8 +85,8 @@ def start(job: TrainJob, prefix: tuple[str, ...] = ()) -> subprocess.Popen:
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Wait for a process; return its exit status and what it printed."""
-    _, said = process.communicate(timeout=WAIT_SECONDS)
-    return process.returncode, said
+    _, output = process.communicate(timeout=WAIT_SECONDS)
+    return process.returncode, output
 
 
 def run(job: TrainJob, prefix: tuple[str, ...] = ()) -> tuple[int, str]:
@@ -109,7 +109,7 @@ def started_and_held(job: TrainJob, iteration: int) -> Iterator[subprocess.Popen
 
 def trained(job: TrainJob) -> int:
     """Return the last iteration in the record."""
-    return max(read_record(job.work_dir / "record.jsonl").train, default=0)
+    return max(read_history(job.work_dir / "metrics.jsonl").train, default=0)
 
 
 def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:

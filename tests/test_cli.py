@@ -84,7 +84,7 @@ OUTPUTS = [
     ["train", "c.py", "--work-dir", "w", "--out"],
     ["evaluate", "c.py", "w.pth", "--out"],
     ["evaluate", "c.py", "w.pth", "--show-dir"],
-    ["summarise", "m.json", "--out"],
+    ["aggregate-seeds", "m.json", "--out"],
     ["track", "run", "--out"],
     ["table", "--out"],
     ["table", "--csv"],

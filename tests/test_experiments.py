@@ -1,4 +1,4 @@
-"""Experiment sheets: what they mean, and how their mistakes are said."""
+"""Experiment sheets: what they mean, and how their mistakes are reported."""
 
 import json
 import runpy

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from made_up_runs import make_run
+from fake_runs import make_run
 
 from cae_seg.cli import main
 from cae_seg.run.locks import FileLock
@@ -80,10 +80,10 @@ def results(folder) -> Path:
     (finished / "work/checkpoints/iter_100.pth").write_bytes(b"x" * 2_000_000)
     stale = folder / "results/row/seed_0/work.stale-12345678"
     stale.mkdir()
-    (stale / "facts.json").write_text("{}")
+    (stale / "run_metadata.json").write_text("{}")
     failed = folder / "results/row/seed_1/work"
     (failed / "checkpoints").mkdir(parents=True)
-    (failed / "facts.json").write_text(json.dumps({"identity": "b"}))
+    (failed / "run_metadata.json").write_text(json.dumps({"identity": "b"}))
     (failed / "checkpoints/iter_50.pth").write_bytes(b"x")
     (failed / "checkpoints/iter_60.damaged").write_bytes(b"x")
     (folder / ".snakemake/log").mkdir(parents=True)
@@ -107,7 +107,7 @@ def test_clean_keeps_results_and_what_a_run_resumes_from(results, capsys):
     assert not (results / "row/seed_0/work/checkpoints").exists()
     assert not (results / "row/seed_0/work.stale-12345678").exists()
     assert (results / "row/seed_0/run.json").is_file()
-    assert (results / "row/seed_0/work/record.jsonl").is_file()
+    assert (results / "row/seed_0/work/metrics.jsonl").is_file()
     kept = [path.name for path in (results / "row/seed_1/work/checkpoints").iterdir()]
     assert kept == ["iter_50.pth"]
     assert main(["clean"]) == 0

@@ -74,7 +74,7 @@ def palette_of(metainfo: Mapping[str, Any]) -> np.ndarray:
     return np.resize(ade20k_palette(), (len(metainfo["classes"]), 3))
 
 
-def paint_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+def draw_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """Colour a label map; what is ignored (255) is black.
 
     Args:
@@ -90,7 +90,7 @@ def paint_labels(labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return colours[labels]
 
 
-def paint_overlay(
+def draw_overlay(
     image: np.ndarray, labels: np.ndarray, palette: np.ndarray, opacity: float = 0.5
 ) -> np.ndarray:
     """Lay the colours of a label map over its image; where it is ignored (255), the image stays.
@@ -104,13 +104,13 @@ def paint_overlay(
     Returns:
         (H, W, 3) uint8, RGB.
     """
-    mixed = (1 - opacity) * image + opacity * paint_labels(labels, palette)
+    mixed = (1 - opacity) * image + opacity * draw_labels(labels, palette)
     return np.where(labels[..., None] == IGNORED, image, np.rint(mixed)).astype(np.uint8)
 
 
-def paint_panel(
+def draw_comparison(
     image: np.ndarray,
-    truth: np.ndarray | None,
+    gt: np.ndarray | None,
     prediction: np.ndarray,
     class_names: Sequence[str],
     palette: np.ndarray | None = None,
@@ -119,7 +119,7 @@ def paint_panel(
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        truth: (H, W) classes from 0, 255 is ignored; None where there is none.
+        gt: (H, W) classes from 0, 255 is ignored; None where there is none.
         prediction: (H, W) classes from 0.
         class_names: names by class.
         palette: (classes, 3) uint8; ADE20K's unless given.
@@ -128,13 +128,13 @@ def paint_panel(
         (h, w, 3) uint8, RGB; every picture is scaled to at most 480 pixels.
     """
     palette = ade20k_palette() if palette is None else palette
-    pictures = [("image", image), ("prediction", paint_labels(prediction, palette))]
-    if truth is not None:
-        pictures.insert(1, ("ground truth", paint_labels(truth, palette)))
+    pictures = [("image", image), ("prediction", draw_labels(prediction, palette))]
+    if gt is not None:
+        pictures.insert(1, ("ground truth", draw_labels(gt, palette)))
     scale = min(1.0, LONGEST_SIDE / max(image.shape[:2]))
     width, height = (max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
     total = max(len(pictures) * (width + MARGIN) + MARGIN, LONGEST_SIDE)
-    names = _legend(truth, prediction, class_names)
+    names = _legend(gt, prediction, class_names)
     columns = total // COLUMN
     legend_top = height + 2 * MARGIN + LINE
     lines = -(-len(names) // columns)
@@ -165,17 +165,17 @@ def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def _legend(
-    truth: np.ndarray | None, prediction: np.ndarray, class_names: Sequence[str]
+    gt: np.ndarray | None, prediction: np.ndarray, class_names: Sequence[str]
 ) -> list[tuple[int, str]]:
     """Return the classes to name, the largest first, with what one of the two maps lacks."""
-    maps = [prediction] if truth is None else [truth, prediction]
+    maps = [prediction] if gt is None else [gt, prediction]
     counts = [np.bincount(labels.ravel(), minlength=256)[: len(class_names)] for labels in maps]
     order = np.argsort(-sum(counts), kind="stable")
     present = [int(label) for label in order if any(count[label] for count in counts)]
     names = []
     for label in present[:MOST_NAMES]:
         remark = ""
-        if truth is not None and not all(count[label] for count in counts):
+        if gt is not None and not all(count[label] for count in counts):
             remark = " (missed)" if counts[0][label] else " (predicted only)"
         names.append((label, f"{class_names[label]}{remark}"))
     return names

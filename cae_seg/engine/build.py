@@ -2,18 +2,23 @@
 
 import copy
 import difflib
+import logging
 import random
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from cae_seg.errors import UserError
 from cae_seg.models.accelerate import resolve, switch
 from cae_seg.models.layers.batch_norm import adapt_batch_norm
+from cae_seg.models.pretrained.doubts import doubts_of_normalisation
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(config: Config, seed: int, *, start: bool) -> nn.Module:
@@ -35,8 +40,17 @@ def build_model(config: Config, seed: int, *, start: bool) -> nn.Module:
     model = build_part(config, node if start else without_start_values(node))
     if start and hasattr(model, "init_weights"):
         model.init_weights()
+        _warn_of_normalisation(model)
     switch(model, resolve(config.get("fast_paths", False)))
     return adapt_batch_norm(model)
+
+
+def _warn_of_normalisation(model: nn.Module) -> None:
+    report = getattr(getattr(model, "backbone", None), "pretrained_report", None)
+    mean = getattr(getattr(model, "data_preprocessor", None), "mean", None)
+    if report is not None and mean is not None and is_main_process():
+        for doubt in doubts_of_normalisation(report.mean, mean.flatten().tolist()):
+            logger.warning("checkpoint %s: %s", report.source, doubt)
 
 
 def build_backbone(config: Config) -> nn.Module:

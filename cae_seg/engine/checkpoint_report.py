@@ -1,5 +1,6 @@
 """Look into a pretrained checkpoint before any GPU is asked for."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def inspect_checkpoint(
 
     Returns:
         The report: path, sha256, layout, numbers of tensors loaded, resized, initialised, left,
-        dropped, and a `summary` for people.
+        dropped, `doubts`, and a `summary` for people.
 
     Raises:
         UserError: missing, damaged, of another architecture, or another file than expected.
@@ -95,9 +96,15 @@ def _fetch(url: str, sha256: str | None) -> Path:
 def _try_on(settings: Any, path: Path) -> Any:
     """Fill a backbone that nobody will train."""
     from cae_seg.engine.build import build_backbone
+    from cae_seg.models.pretrained.doubts import doubts_of_normalisation
     from cae_seg.models.pretrained.load import load_pretrained
 
-    return load_pretrained(build_backbone(settings), path)
+    report = load_pretrained(build_backbone(settings), path)
+    preprocessor = (
+        settings.get("data_preprocessor") or settings.model.get("data_preprocessor") or {}
+    )
+    normalisation = doubts_of_normalisation(report.mean, preprocessor.get("mean"))
+    return dataclasses.replace(report, doubts=report.doubts + normalisation)
 
 
 def _stamp(path: Path) -> dict[str, int]:

@@ -14,7 +14,7 @@ from cae_seg.engine.knobs import apply_knobs
 from cae_seg.engine.options import check_options, merge_options, unread_keys
 from cae_seg.engine.readers import OF_OLD_VERSIONS, similar_types, unknown_types
 from cae_seg.errors import UserError
-from cae_seg.run.logs import quiet_imports
+from cae_seg.run.logs import suppress_import_output
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def import_custom_modules(config: Config) -> None:
     modules = wanted.get("imports") or []
     for module in [modules] if isinstance(modules, str) else modules:
         try:
-            with quiet_imports():
+            with suppress_import_output():
                 import_module(module)
         except ImportError as error:
             if not wanted.get("allow_failed_imports", False):
@@ -110,7 +110,7 @@ def import_custom_modules(config: Config) -> None:
         except Exception as error:  # a module may raise anything when it is imported
             reason = f"{module} cannot be imported ({one_line(error)})"
             raise UserError(f"{config.filename}: custom_imports: {reason}") from error
-    with quiet_imports():
+    with suppress_import_output():
         import mmseg.datasets
         import mmseg.engine
         import mmseg.models  # noqa: F401  (all three register what configs name)

@@ -33,14 +33,14 @@ from cae_seg.engine.weights import load_weights
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, atomic_writer, sha256_file
 from cae_seg.run import provenance
-from cae_seg.run.deadline import StopRequest
+from cae_seg.run.deadline import StopSignal
 
 logger = logging.getLogger(__name__)
 
 _SCORES = ("mIoU", "mAcc", "aAcc")
 
 
-def evaluate(job: EvaluateJob, ranks: Ranks, request: StopRequest) -> int:
+def evaluate(job: EvaluateJob, ranks: Ranks, stop: StopSignal) -> int:
     """Measure fine-tuned weights and write what the job asks for.
 
     Returns:
@@ -48,16 +48,16 @@ def evaluate(job: EvaluateJob, ranks: Ranks, request: StopRequest) -> int:
 
     Raises:
         UserError: a mistake of the user's.
-        Stopped: a signal asked to.
+        Interrupted: a signal asked to.
     """
     with tempfile.TemporaryDirectory(prefix="cae-seg-") as folder:
-        return _evaluate(job, ranks, request, Path(folder))
+        return _evaluate(job, ranks, stop, Path(folder))
 
 
-def _evaluate(job: EvaluateJob, ranks: Ranks, request: StopRequest, folder: Path) -> int:
+def _evaluate(job: EvaluateJob, ranks: Ranks, stop: StopSignal, folder: Path) -> int:
     begin = time.monotonic()
     config = apply_job(load_config(job.config, job.cfg_options, job.knobs), job)
-    runner = _build(config, job, Session(ranks=ranks, seed=0, request=request), folder)
+    runner = _build(config, job, Session(ranks=ranks, seed=0, stop=stop), folder)
     labels = LabelMapHook()
     if _wants_labels(job):
         runner.register_hook(labels)
@@ -154,7 +154,7 @@ def _metrics(
         "config_sha256": digest({"model": config.model, "data": config.val_dataloader.dataset}),
         "data_fingerprint": load_manifest(job.data).fingerprint if job.data else None,
         "aug_test": job.aug_test,
-        "device": provenance.device_facts(ranks.device.type, ranks.world)["name"],
+        "device": provenance.device_info(ranks.device.type, ranks.world)["name"],
         "code": provenance.code(),
     }
 

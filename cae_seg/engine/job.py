@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cae_seg.errors import UserError
+from cae_seg.run.paths import RunDir
 
 DONE, CRASHED, USER_ERROR, STOPPED = 0, 1, 2, 75
-"""Exit statuses; 75 is sysexits' "try again": stopped in good order, nothing is lost."""
+"""Exit statuses; 75 is sysexits' "try again": stopped cleanly, nothing is lost."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class TrainJob:
     Args:
         config: mmengine config file.
         work_dir: resumable state of the run; belongs to one run alone.
-        out: record of the finished run; `work_dir/run.json` unless given.
+        out: metadata of the finished run; `work_dir/run.json` unless given.
         name: the experiment's name in the sheet.
         seed: decides all randomness of the run.
         gpus: ranks on each node (with `device="cpu"`: processes on the CPU).
@@ -65,7 +66,7 @@ class TrainJob:
         cfg_options: dotted config keys and their new values.
         workers: loader processes a rank.
         images_per_gpu: images that fit at once; more are accumulated.
-        time_budget: minutes after which the run has stopped in good order.
+        time_budget: minutes after which the run has stopped cleanly.
         nodes: machines, found through SLURM.
         iterations: length of the run, replaces the config's with all that depends on it.
         batch_size: images of an iteration over all GPUs, replaces the config's.
@@ -103,8 +104,8 @@ class TrainJob:
 
     @property
     def run_file(self) -> Path:
-        """Where the record of the finished run goes."""
-        return self.out or self.work_dir / "run.json"
+        """Where the metadata of the finished run goes."""
+        return self.out or RunDir(self.work_dir).run_file
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from torch import nn
 
 from cae_seg.engine.drift import check_ranks_agree
 from cae_seg.engine.state import HookStates
-from cae_seg.run.deadline import Stopped
+from cae_seg.run.deadline import Interrupted
 from cae_seg.run.nonfinite import check_finite
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class ExactTrainLoop(IterBasedTrainLoop):
         """Train to the end.
 
         Raises:
-            Stopped: a signal or the time budget asked to; the state is saved.
+            Interrupted: a signal or the time budget asked to; the state is saved.
             UserError: the ranks have drifted apart.
         """
         self._begin()
@@ -94,14 +94,14 @@ class ExactTrainLoop(IterBasedTrainLoop):
         seed_iteration(session.seed, self._iter, session.ranks.rank)
         runner.model.iteration = self._iter
         self.run_iter(batch)
-        session.budget.iterated(time.monotonic() - begin)
+        session.budget.update_step(time.monotonic() - begin)
         self._decide_current_val_interval()
 
     def _save_or_evaluate(self) -> None:
         """Do between two iterations what all ranks agree on.
 
         Raises:
-            Stopped: any rank wants to stop.
+            Interrupted: any rank wants to stop.
         """
         last = self._iter >= self._max_iters or self.stop_training
         evaluate = self._evaluation_due()
@@ -109,10 +109,10 @@ class ExactTrainLoop(IterBasedTrainLoop):
         if self._iter != self._saved and (stop or save or evaluate or last):
             self._save()
         if stop and not (last and not evaluate):
-            raise Stopped
+            raise Interrupted
         if evaluate:
             if evaluation_waits and self._iter != self._started:
-                raise Stopped
+                raise Interrupted
             self._evaluate()
 
     def _evaluation_due(self) -> bool:
@@ -130,9 +130,9 @@ class ExactTrainLoop(IterBasedTrainLoop):
         aged = time.monotonic() - self._saved_at > SAVE_SECONDS
         wanted = session.ranks.largest(
             [
-                session.request.reason is not None or session.budget.exhausted(),
+                session.stop.name is not None or session.budget.should_stop(),
                 self._iter % session.save_interval == 0 or aged,
-                evaluate and session.budget.forbids_evaluation(),
+                evaluate and not session.budget.has_time_for_eval(),
             ]
         )
         return tuple(bool(value) for value in wanted)
@@ -151,7 +151,7 @@ class ExactTrainLoop(IterBasedTrainLoop):
         """
         before, begin = self._hook_states.state(), time.monotonic()
         scores = self.runner.val_loop.run()
-        self.runner.session.budget.evaluated(time.monotonic() - begin)
+        self.runner.session.budget.update_eval(time.monotonic() - begin)
         self._evaluated = self._iter
         learnt = self._hook_states.differ(before) or self.stop_training
         self.runner.log_scores(scores, hooks_changed=learnt)
@@ -168,7 +168,7 @@ class _Interruptible:
         """Predict every image once and score.
 
         Raises:
-            Stopped: a signal or the deadline asked to.
+            Interrupted: a signal or the deadline asked to.
         """
         with self._autocast():
             return super().run()
@@ -177,10 +177,10 @@ class _Interruptible:
         """Predict one batch of images.
 
         Raises:
-            Stopped: a signal or the deadline asked to.
+            Interrupted: a signal or the deadline asked to.
         """
         if self.runner.session.must_stop():
-            raise Stopped
+            raise Interrupted
         super().run_iter(idx, data_batch)
 
     def _autocast(self) -> Any:

@@ -14,8 +14,8 @@ from cae_seg.engine.resolve import ResolvedRun
 from cae_seg.files import atomic_write_json, atomic_write_text, atomic_writer, sha256_file
 from cae_seg.run import provenance
 from cae_seg.run.checkpoints import to_cpu
-from cae_seg.run.metrics_log import RecordWriter, working_seconds
-from cae_seg.run.paths import read_record
+from cae_seg.run.metrics_log import MetricsLogger, working_seconds
+from cae_seg.run.paths import read_history
 from cae_seg.run.work_dir import SCHEMA, WorkDir
 
 _SCORES = ("mIoU", "mAcc", "aAcc")
@@ -25,34 +25,34 @@ def write_start(
     run: ResolvedRun, work: WorkDir, model: nn.Module, ranks: Ranks, began: float
 ) -> dict[str, Any]:
     """Write what is about to be trained, with what; return it."""
-    facts = _metadata(run, work.facts() or {}, model, ranks, began)
-    work.write_facts(facts)
+    metadata = _metadata(run, work.metadata() or {}, model, ranks, began)
+    work.write_metadata(metadata)
     atomic_write_text(work.config, config_text(run.config))
-    return facts
+    return metadata
 
 
 def write_end(
-    run: ResolvedRun, work: WorkDir, record: RecordWriter, weights: dict[str, Any]
+    run: ResolvedRun, work: WorkDir, metrics: MetricsLogger, weights: dict[str, Any]
 ) -> None:
     """Write the weights and the metadata of a run that is over.
 
     Args:
         run: that is over.
         work: its folder.
-        record: its metrics.
+        metrics: its metrics.
         weights: `state_dict`, and `meta` to keep with it.
 
     Raises:
         UserError: there is no room for them.
     """
     _write_weights(run, work, weights)
-    record.event("finish", iteration=weights["meta"]["iteration"])
-    history = read_record(work.record)
+    metrics.event("finish", iteration=weights["meta"]["iteration"])
+    history = read_history(work.metrics_log)
     seconds = working_seconds(history)
-    facts = work.facts()
-    gpus = facts["device"]["count"] if facts["device"]["type"] == "cuda" else 0
-    finals = {
-        **facts,
+    metadata = work.metadata()
+    gpus = metadata["device"]["count"] if metadata["device"]["type"] == "cuda" else 0
+    summary = {
+        **metadata,
         "ended": _iso(time.time()),
         "seconds": seconds,
         "gpu_hours": gpus * seconds / 3600,
@@ -62,18 +62,18 @@ def write_end(
             for iteration, line in history.evaluations.items()
         ],
     }
-    work.write_finals(finals)
-    export_outputs(run, work, finals)
+    work.write_summary(summary)
+    export_outputs(run, work, summary)
 
 
-def export_outputs(run: ResolvedRun, work: WorkDir, finals: dict[str, Any]) -> None:
-    """Write the files that the workflow declares, the record of the run last."""
+def export_outputs(run: ResolvedRun, work: WorkDir, summary: dict[str, Any]) -> None:
+    """Write the files that the workflow declares, the metadata of the run last."""
     run_file = run.job.run_file
     config = run_file.parent / "config.py"
     if config.absolute() != work.config.absolute():
         atomic_write_text(config, work.config.read_text())
     weights = os.path.relpath(work.weights, run_file.parent)
-    atomic_write_json(run_file, {**finals, "weights": {**finals["weights"], "path": weights}})
+    atomic_write_json(run_file, {**summary, "weights": {**summary["weights"], "path": weights}})
 
 
 def _metadata(
@@ -90,7 +90,7 @@ def _metadata(
         **_recipe(run),
         "precision": run.precision,
         "deterministic": run.job.deterministic,
-        "device": provenance.device_facts(ranks.device.type, ranks.world),
+        "device": provenance.device_info(ranks.device.type, ranks.world),
         "threads": torch.get_num_threads(),
         "batch": run.split.as_dict(),
         "accelerations": run.accelerations,

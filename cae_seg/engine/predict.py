@@ -8,9 +8,9 @@ import numpy as np
 from cae_seg.data.images import read_image
 from cae_seg.data.visualize import (
     check_picture_file,
-    paint_labels,
-    paint_overlay,
-    paint_panel,
+    draw_comparison,
+    draw_labels,
+    draw_overlay,
     write_picture,
 )
 from cae_seg.engine.segmenter import Segmenter, open_segmenter
@@ -18,7 +18,7 @@ from cae_seg.engine.validate import check_checkpoint
 from cae_seg.errors import UserError
 from cae_seg.files import check_writable
 from cae_seg.progress import progress
-from cae_seg.run.logs import Voice, separate_logs
+from cae_seg.run.logs import SafeStream, configure_logging
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -61,9 +61,9 @@ def predict(
     images = [image for path in inputs for image in _images(Path(path))]
     outputs = {image: _outputs(image, out, pictures) for image in images}
     _check_outputs(outputs, out)
-    with separate_logs(speak=True):
+    with configure_logging(speak=True):
         segmenter = open_segmenter(weights, config=config, device=device)
-        with progress(len(images), "predict", "images", stream=Voice()) as bar:
+        with progress(len(images), "predict", "images", stream=SafeStream()) as bar:
             for start in range(0, len(images), batch_size):
                 batch = images[start : start + batch_size]
                 for image, labels in zip(batch, segmenter.predict(batch), strict=True):
@@ -85,11 +85,11 @@ def _paint(name: str, image: np.ndarray, labels: np.ndarray, segmenter: Segmente
         case "labels":
             return labels + segmenter.first_label
         case "colors":
-            return paint_labels(labels, segmenter.palette)
+            return draw_labels(labels, segmenter.palette)
         case "overlay":
-            return paint_overlay(image, labels, segmenter.palette)
+            return draw_overlay(image, labels, segmenter.palette)
         case _:
-            return paint_panel(image, None, labels, segmenter.classes, segmenter.palette)
+            return draw_comparison(image, None, labels, segmenter.classes, segmenter.palette)
 
 
 def _images(inputs: Path) -> list[Path]:

@@ -35,7 +35,7 @@ class ResolvedRun:
         split: how a batch is shared.
         precision: "fp16", "bf16", "fp32" or "apex".
         identity: hash of what decides the numbers.
-        inputs: facts about checkpoint and data.
+        inputs: what is known about checkpoint and data.
     """
 
     job: TrainJob
@@ -58,7 +58,7 @@ def resolve_run(job: TrainJob, ranks: Ranks) -> ResolvedRun:
     precision = choose_precision(config.precision, ranks.device.type, config.optim_wrapper)
     split = split_batch(global_batch_size(config), ranks.world, job.images_per_gpu)
     built = copy.deepcopy(config)
-    built.train_dataloader.batch_size = split.per_rank
+    built.train_dataloader.batch_size = split.batch_per_rank
     built.precision = precision
     accelerations = accelerate(built)
     inputs = ranks.ask_first(lambda: _inputs(config, job))
@@ -66,7 +66,7 @@ def resolve_run(job: TrainJob, ranks: Ranks) -> ResolvedRun:
         "seed": job.seed,
         "precision": precision,
         "deterministic": job.deterministic,
-        "total": split.total,
+        "global_batch": split.global_batch,
         "accelerations": accelerations,
         "data": inputs["data"]["fingerprint"],
     }

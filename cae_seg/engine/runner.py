@@ -23,7 +23,7 @@ import cae_seg.engine.file_backend
 import cae_seg.engine.hooks.runtime_info  # noqa: F401  (registers it)
 from cae_seg.data.sampling import IterationSampler, SeededDataset
 from cae_seg.engine.build import seed_all
-from cae_seg.engine.hooks.record import RecordHook
+from cae_seg.engine.hooks.metrics import MetricsHook
 from cae_seg.engine.loops import ExactTestLoop, ExactTrainLoop, ExactValLoop
 from cae_seg.engine.precision import wrap_optimizer
 from cae_seg.engine.session import Session, TrainingSession
@@ -162,13 +162,16 @@ class ExactRunner(Runner):
                 self.model.module, "images_per_batch", dataloader.get("batch_size", 1)
             )
             return Runner.build_dataloader(dataloader, seed=seed)
-        dataloader.batch_size = session.split.per_rank
+        dataloader.batch_size = session.split.batch_per_rank
         dataloader.dataset = {
             "type": SeededDataset,
             "dataset": dataloader.dataset,
             "seed": session.seed,
         }
-        dataloader.sampler = {"type": IterationSampler, "total_batch_size": session.split.total}
+        dataloader.sampler = {
+            "type": IterationSampler,
+            "total_batch_size": session.split.global_batch,
+        }
         dataloader.pop("batch_sampler", None)
         return Runner.build_dataloader(dataloader)
 
@@ -212,7 +215,7 @@ class ExactRunner(Runner):
             hooks["checkpoint"] = None
         super().register_default_hooks(hooks)
         if isinstance(self.session, TrainingSession):
-            self.register_hook(RecordHook(self.session.log_interval))
+            self.register_hook(MetricsHook(self.session.log_interval))
 
     # State
 
@@ -256,7 +259,7 @@ class ExactRunner(Runner):
         if session.ranks.first:
             saved = session.checkpoints.save(self.iter, to_cpu(state))
             if saved is not None:
-                session.budget.saved(saved.seconds)
+                session.budget.update_save(saved.seconds)
 
     def saved_state(self) -> dict[str, Any]:
         """Return weights and what belongs to them, after the hooks' `before_save_checkpoint`."""
@@ -284,7 +287,7 @@ class ExactRunner(Runner):
             hooks_changed: whether hooks have learnt from them.
         """
         numbers = {key: float(value) for key, value in scores.items() if np.isscalar(value)}
-        self.session.record.write(
+        self.session.metrics.write(
             "eval", iteration=self.iter, **numbers, hooks_changed=hooks_changed
         )
 

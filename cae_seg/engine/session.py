@@ -6,8 +6,8 @@ from pathlib import Path
 from cae_seg.engine.batch import BatchSplit
 from cae_seg.engine.ranks import Ranks
 from cae_seg.run.checkpoints import Checkpoints, iteration_of
-from cae_seg.run.deadline import Budget, StopRequest
-from cae_seg.run.metrics_log import RecordWriter
+from cae_seg.run.deadline import StopSignal, TimeBudget
+from cae_seg.run.metrics_log import MetricsLogger
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Session:
     Args:
         ranks: this process among those of the run.
         seed: of the run.
-        request: set by a signal that asks to stop.
+        stop: set by a signal that asks to stop.
         budget: the time that this attempt has.
         workers: loader processes per rank; None to follow the config.
         deterministic: the same bits on CUDA too.
@@ -27,8 +27,8 @@ class Session:
 
     ranks: Ranks
     seed: int
-    request: StopRequest
-    budget: Budget = field(default_factory=lambda: Budget(None))
+    stop: StopSignal
+    budget: TimeBudget = field(default_factory=lambda: TimeBudget(None))
     workers: int | None = None
     deterministic: bool = False
     precision: str = "fp32"
@@ -36,7 +36,7 @@ class Session:
 
     def must_stop(self) -> bool:
         """Tell whether a signal or the deadline asks to leave a long step."""
-        return self.request.reason is not None or self.budget.past()
+        return self.stop.name is not None or self.budget.is_over()
 
 
 @dataclass
@@ -45,7 +45,7 @@ class TrainingSession(Session):
 
     Args:
         split: how a batch is shared.
-        record: log of the metrics.
+        metrics: log of the metrics.
         checkpoints: resumable states.
         resume_from: the newest whole state, if there is one.
         identity: of the run, kept in its checkpoints.
@@ -54,7 +54,7 @@ class TrainingSession(Session):
     """
 
     split: BatchSplit = field(kw_only=True)
-    record: RecordWriter = field(kw_only=True)
+    metrics: MetricsLogger = field(kw_only=True)
     checkpoints: Checkpoints = field(kw_only=True)
     resume_from: Path | None = field(kw_only=True)
     identity: str = field(kw_only=True)

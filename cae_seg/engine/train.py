@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from cae_seg.engine.build import build_model
-from cae_seg.engine.hooks.pictures import PanelHook
+from cae_seg.engine.hooks.pictures import VisualizationHook
 from cae_seg.engine.hooks.progress import ProgressHook
 from cae_seg.engine.job import DONE, STOPPED, TrainJob
 from cae_seg.engine.metadata import export_outputs, write_end, write_start
@@ -24,27 +24,27 @@ from cae_seg.errors import UserError
 from cae_seg.run import provenance
 from cae_seg.run.checkpoints import Checkpoints
 from cae_seg.run.deadline import (
-    Budget,
-    Stopped,
-    StopRequest,
+    Interrupted,
+    StopSignal,
+    TimeBudget,
     deadline_of,
     guess_save_seconds,
 )
 from cae_seg.run.logs import LogFile
-from cae_seg.run.metrics_log import RecordWriter
-from cae_seg.run.paths import read_record
+from cae_seg.run.metrics_log import MetricsLogger
+from cae_seg.run.paths import read_history
 from cae_seg.run.work_dir import LOCK_SECONDS, WorkDir
 
 logger = logging.getLogger(__name__)
 
 
-def train(job: TrainJob, ranks: Ranks, request: StopRequest, log: LogFile) -> int:
+def train(job: TrainJob, ranks: Ranks, stop: StopSignal, log: LogFile) -> int:
     """Train until done or stopped cleanly.
 
     Args:
         job: what to train.
         ranks: this process among those of the run.
-        request: set when a signal asks to stop.
+        stop: set when a signal asks to stop.
         log: opened in the work dir once that is ours.
 
     Returns:
@@ -63,12 +63,12 @@ def train(job: TrainJob, ranks: Ranks, request: StopRequest, log: LogFile) -> in
         if ranks.ask_first(lambda: _finished_before(work, run)):
             return DONE
         _restore_threads(work, ranks)
-        record = RecordWriter(work.record if ranks.first else None)
-        checkpoints = Checkpoints(work.checkpoints, record)
+        metrics = MetricsLogger(work.metrics_log if ranks.first else None)
+        checkpoints = Checkpoints(work.checkpoints, metrics)
         newest = ranks.ask_first(lambda: _newest(checkpoints))
         if newest is None and not fresh:  # no state in the work dir could be read
             model = build_model(run.built, job.seed, start=True)
-        session = _session(run, ranks, request, record, checkpoints, newest)
+        session = _session(run, ranks, stop, metrics, checkpoints, newest)
         session.budget = _budget(job, ranks, model, began)
         return _run(run, work, session, model, began)
     finally:
@@ -82,17 +82,17 @@ def _enter(work: WorkDir, run: ResolvedRun, log: LogFile) -> None:
 
 def _finished_before(work: WorkDir, run: ResolvedRun) -> bool:
     """Tell whether the run is over; the files that it declares are then written again."""
-    if (finals := work.finals(run.identity)) is None:
+    if (summary := work.summary(run.identity)) is None:
         return False
-    export_outputs(run, work, finals)
-    Checkpoints(work.checkpoints, RecordWriter(None)).remove_all()
+    export_outputs(run, work, summary)
+    Checkpoints(work.checkpoints, MetricsLogger(None)).remove_all()
     logger.info("%s: finished before; nothing to do", work.path)
     return True
 
 
 def _restore_threads(work: WorkDir, ranks: Ranks) -> None:
     """Use as many threads as before: sums are cut by thread, and would round differently."""
-    before = ranks.ask_first(work.facts) or {}
+    before = ranks.ask_first(work.metadata) or {}
     if ranks.device.type == "cpu" and before.get("threads"):
         torch.set_num_threads(before["threads"])
 
@@ -105,8 +105,8 @@ def _newest(checkpoints: Checkpoints) -> Path | None:
 def _session(
     run: ResolvedRun,
     ranks: Ranks,
-    request: StopRequest,
-    record: RecordWriter,
+    stop: StopSignal,
+    metrics: MetricsLogger,
     checkpoints: Checkpoints,
     newest: Path | None,
 ) -> TrainingSession:
@@ -114,13 +114,13 @@ def _session(
     return TrainingSession(
         ranks=ranks,
         seed=run.job.seed,
-        request=request,
+        stop=stop,
         workers=run.job.workers,
         deterministic=run.job.deterministic,
         precision=run.precision,
         evaluation_precision=run.config.get("evaluation_precision", "fp32"),
         split=run.split,
-        record=record,
+        metrics=metrics,
         checkpoints=checkpoints,
         resume_from=newest,
         identity=run.identity,
@@ -136,7 +136,7 @@ def _run(
     ranks = session.ranks
     runner = ExactRunner.of(run.built, session, model, work.path)
     runner.evaluated = ranks.tell(_evaluations_to_keep(work))
-    runner.register_hook(PanelHook(work.panels), priority="LOW")
+    runner.register_hook(VisualizationHook(work.visualizations), priority="LOW")
     if ranks.first:
         _note_start(run, work, session, model, began)
     runner.register_hook(ProgressHook(run.job.name or run.job.config.stem))
@@ -145,7 +145,7 @@ def _run(
         return STOPPED
     state = runner.weights()
     if ranks.first:
-        write_end(run, work, session.record, state)
+        write_end(run, work, session.metrics, state)
         session.checkpoints.remove_all()
         logger.info("finished; weights in %s", work.weights)
     ranks.wait()
@@ -154,7 +154,7 @@ def _run(
 
 def _evaluations_to_keep(work: WorkDir) -> set[int]:
     """Return the iterations whose evaluation need not be repeated: no hook has learnt from it."""
-    evaluations = read_record(work.record).evaluations
+    evaluations = read_history(work.metrics_log).evaluations
     return {i for i, line in evaluations.items() if not line.get("hooks_changed", False)}
 
 
@@ -162,21 +162,21 @@ def _reaches_end(runner: ExactRunner, run: ResolvedRun) -> bool:
     try:
         runner.train()
         return True
-    except Stopped:
+    except Interrupted:
         return False
     except torch.OutOfMemoryError as error:
         advice = "use a larger GPU"
-        if run.split.micro > 1:
-            advice = f"pass --images-per-gpu {run.split.micro // 2}"
+        if run.split.micro_batch > 1:
+            advice = f"pass --images-per-gpu {run.split.micro_batch // 2}"
         raise UserError(
-            f"{run.split.micro} images at once do not fit into the GPU's memory; {advice}"
+            f"{run.split.micro_batch} images at once do not fit into the GPU's memory; {advice}"
         ) from error
 
 
-def _budget(job: TrainJob, ranks: Ranks, model: nn.Module, began: float) -> Budget:
+def _budget(job: TrainJob, ranks: Ranks, model: nn.Module, began: float) -> TimeBudget:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     deadline = ranks.ask_first(lambda: deadline_of(job.time_budget, began))
-    return Budget(deadline, guess_save_seconds(parameters))
+    return TimeBudget(deadline, guess_save_seconds(parameters))
 
 
 def _note_start(
@@ -184,32 +184,32 @@ def _note_start(
 ) -> None:
     """Write, and tell, what is going to be done and with what."""
     done, split = session.iterations_done, run.split
-    facts = write_start(run, work, model, session.ranks, began)
-    session.record.event(
-        "resume" if facts["attempts"] > 1 else "start",
+    metadata = write_start(run, work, model, session.ranks, began)
+    session.metrics.event(
+        "resume" if metadata["attempts"] > 1 else "start",
         iteration=done,
         time=began,
-        batch=facts["batch"],
-        device=facts["device"],
+        batch=metadata["batch"],
+        device=metadata["device"],
         slurm_job_id=provenance.slurm_job(),
     )
     logger.info(
         "%s, %s, %s: %d images an iteration = %d rank(s) x %d%s",
         f"resuming from iteration {done}" if done else "training from the start",
-        facts["device"]["name"],
+        metadata["device"]["name"],
         run.precision,
-        split.total,
+        split.global_batch,
         split.ranks,
-        split.per_rank,
+        split.batch_per_rank,
         f" in {split.accumulation} parts" if split.accumulation > 1 else "",
     )
 
 
 def _note_stop(session: TrainingSession, runner: ExactRunner) -> None:
-    reason = session.request.reason or "time budget"
-    session.record.event("stop", iteration=runner.iter, reason=reason)
+    reason = session.stop.name or "time budget"
+    session.metrics.event("stop", iteration=runner.iter, reason=reason)
     logger.info(
-        "stopped in good order (%s) at iteration %d of %d; repeat the command to resume",
+        "stopped cleanly (%s) at iteration %d of %d; rerun the same command to resume",
         reason,
         runner.iter,
         runner.max_iters,

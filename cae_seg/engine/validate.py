@@ -17,7 +17,7 @@ from cae_seg.errors import UserError
 from cae_seg.files import check_output_file, check_writable
 
 
-def check_job(job: Job) -> None:
+def validate_job(job: Job) -> None:
     """Check the paths and numbers of a job.
 
     Raises:

@@ -66,15 +66,15 @@ class MicroBatches:
     ) -> dict[str, Tensor]:
         """Add the gradients of one micro-batch; return its losses."""
         split, module = self._split, self.module
-        first = part * split.micro
-        piece = {key: values[first : first + split.micro] for key, values in data.items()}
+        first = part * split.micro_batch
+        piece = {key: values[first : first + split.micro_batch] for key, values in data.items()}
         set_randomness(
             module,
             seed=self._seed,
             iteration=self.iteration,
-            samples=split.micro,
-            first_sample=self._rank * split.per_rank + first,
-            total=split.total,
+            samples=split.micro_batch,
+            first_sample=self._rank * split.batch_per_rank + first,
+            total=split.global_batch,
         )
         with optim_wrapper.optim_context(self):
             inputs = module.data_preprocessor(piece, True)

@@ -1,4 +1,4 @@
-"""From a job to its processes: devices, GPU leases, ranks, exit status.
+"""From a job to its processes: devices, GPU locks, ranks, exit status.
 
 One process runs right here. Several are started by torchrun's agent with a rendezvous on a free
 port; on several SLURM nodes, `srun` starts one such agent a node and all meet at a store that the
@@ -21,11 +21,11 @@ from cae_seg.crash import report_traceback
 from cae_seg.engine.job import CRASHED, STOPPED, USER_ERROR, EvaluateJob, Job, TrainJob
 from cae_seg.errors import UserError
 from cae_seg.launch import rank
-from cae_seg.launch.gpus import lease_gpus
+from cae_seg.launch.gpus import acquire_gpus
 from cae_seg.launch.scratch import scratch_folder
-from cae_seg.launch.slurm import allocated_nodes, go_back_to_queue, requeue_job
+from cae_seg.launch.slurm import allocated_nodes, requeue_if_advanced, requeue_job
 from cae_seg.machine import Placement, count_gpus, place
-from cae_seg.run.deadline import StopRequest, stop_on_signals
+from cae_seg.run.deadline import StopSignal, stop_on_signals
 from cae_seg.run.failure import recording_failure
 from cae_seg.run.work_dir import LOCK_SECONDS, Busy, WorkDir
 
@@ -38,7 +38,7 @@ _POLL_SECONDS = 0.2
 
 
 def launch_train(job: TrainJob) -> int:
-    """Train until done or stopped in good order.
+    """Train until done or stopped cleanly.
 
     Returns:
         Exit status: 0 done, 75 stopped and resumable, 1 crashed.
@@ -59,7 +59,7 @@ def launch_train(job: TrainJob) -> int:
             return STOPPED
         code = _launch(job)
     if code == STOPPED:
-        go_back_to_queue(job.work_dir / "record.jsonl")
+        requeue_if_advanced(WorkDir(job.work_dir).metrics_log)
     return code
 
 
@@ -81,20 +81,20 @@ def _launch(job: Job) -> int:
     with _devices(job) as placement:
         _prepare_environment(job, placement)
         if placement.ranks == 1 and ENDPOINT not in os.environ:
-            return rank.run_here(job, placement.kind)
+            return rank.run_in_process(job, placement.kind)
         return _launch_ranks(job, placement)
 
 
 def _check(job: Job) -> None:
     """Refuse what can be seen to be wrong before any device is asked for."""
-    from cae_seg.engine.validate import check_job
+    from cae_seg.engine.validate import validate_job
 
-    check_job(job)
+    validate_job(job)
 
 
 @contextlib.contextmanager
 def _devices(job: Job) -> Iterator[Placement]:
-    """Choose the devices; outside of SLURM, take leases of the GPUs and show torch only those."""
+    """Choose the devices; outside of SLURM, lock the GPUs and show torch only those."""
     given = any(os.environ.get(name) for name in _SLURM_GPUS)
     present = 0 if job.device == "cpu" else _present_gpus()
     placement = place(job.device, job.gpus, present, slurm=given)
@@ -102,13 +102,13 @@ def _devices(job: Job) -> Iterator[Placement]:
     if placement.kind == "cpu" or os.environ.get("SLURM_JOB_ID"):
         yield placement
         return
-    lease = lease_gpus(placement.ranks, _visible_devices(present))
+    allocation = acquire_gpus(placement.ranks, _visible_devices(present))
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(lease.devices)
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(allocation.devices)
     try:
         yield placement
     finally:
-        lease.release()
+        allocation.release()
         del os.environ["CUDA_VISIBLE_DEVICES"]
         if before is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
@@ -118,7 +118,7 @@ def _refuse_other_device(job: Job, placement: Placement) -> None:
     """Refuse to continue on the CPU what has begun on a GPU, unless that is asked for."""
     if placement.kind == "cuda" or job.device != "auto" or not isinstance(job, TrainJob):
         return
-    before = (WorkDir(job.work_dir).facts() or {}).get("device") or {}
+    before = (WorkDir(job.work_dir).metadata() or {}).get("device") or {}
     if before.get("type") == "cuda":
         raise UserError(
             f"{job.work_dir}: began on {before.get('name')}, but torch sees no GPU here; check the "
@@ -165,10 +165,10 @@ def _launch_ranks(job: Job, placement: Placement) -> int:
                 rank.PARENT: str(os.getpid()),
             }
         )
-        request = StopRequest()
-        with stop_on_signals(request):
-            exits = _run_agent(job, placement, request)
-        return _verdict(rank.read_outcomes(folder), exits, request, placement)
+        stop = StopSignal()
+        with stop_on_signals(stop):
+            exits = _run_agent(job, placement, stop)
+        return _verdict(rank.read_outcomes(folder), exits, stop, placement)
 
 
 def _encoded(job: Job) -> str:
@@ -177,7 +177,7 @@ def _encoded(job: Job) -> str:
     return encode(job)
 
 
-def _run_agent(job: Job, placement: Placement, request: StopRequest) -> dict[int, int]:
+def _run_agent(job: Job, placement: Placement, stop: StopSignal) -> dict[int, int]:
     """Run torchrun's agent beside the main thread; return the exit codes of failed ranks.
 
     In the main thread the agent would take the signals for itself, kill the ranks after 30
@@ -199,8 +199,8 @@ def _run_agent(job: Job, placement: Placement, request: StopRequest) -> dict[int
 
     thread = threading.Thread(target=agent, name="torchrun", daemon=True)
     thread.start()
-    _forward_signals(thread, request)
-    if crash and not request.reason:
+    _forward_signals(thread, stop)
+    if crash and not stop.name:
         raise crash[0]
     return exits
 
@@ -223,31 +223,31 @@ def _elastic(job: Job, placement: Placement) -> None:
     elastic_launch(config, sys.executable)("-m", "cae_seg.launch.rank")
 
 
-def _forward_signals(thread: threading.Thread, request: StopRequest) -> None:
+def _forward_signals(thread: threading.Thread, stop: StopSignal) -> None:
     """Wait for the agent, handing a request to stop on to ranks that are there or still to come."""
     import psutil
 
-    told: set[int] = set()
+    signalled: set[int] = set()
     while thread.is_alive():
         thread.join(_POLL_SECONDS)
-        if request.reason:
-            number = signal.Signals[request.reason]
+        if stop.name:
+            number = signal.Signals[stop.name]
             for child in psutil.Process().children():
-                if child.pid not in told:
-                    told.add(child.pid)
+                if child.pid not in signalled:
+                    signalled.add(child.pid)
                     with contextlib.suppress(psutil.NoSuchProcess):
                         child.send_signal(number)
 
 
 def _verdict(
-    outcomes: list[dict], exits: dict[int, int], request: StopRequest, placement: Placement
+    outcomes: list[dict], exits: dict[int, int], stop: StopSignal, placement: Placement
 ) -> int:
-    """Turn what the ranks said, and how they ended, into one exit status."""
+    """Turn the messages and exit codes of the ranks into one exit status."""
     if outcomes and outcomes[0]["code"] == USER_ERROR:
         raise UserError(outcomes[0]["message"])
     # SIGTERM is how torchrun itself ends the ranks that another one has left behind.
     killed = {rank: -code for rank, code in exits.items() if code < 0 and -code != signal.SIGTERM}
-    if request.reason and not any(outcome["code"] == CRASHED for outcome in outcomes[:1]):
+    if stop.name and not any(outcome["code"] == CRASHED for outcome in outcomes[:1]):
         killed = {}  # asked to stop before the ranks could listen
     if killed:
         victim, number = next(iter(killed.items()))
@@ -256,9 +256,9 @@ def _verdict(
         )
         return CRASHED
     if not outcomes:
-        if not request.reason:
+        if not stop.name:
             logger.error("the ranks ended before they could say why (exit codes %s)", exits)
-        return STOPPED if request.reason else CRASHED
+        return STOPPED if stop.name else CRASHED
     # The first to end is the cause; the others only lost their peer.
     first = outcomes[0]
     if first["code"] == CRASHED:
@@ -277,7 +277,7 @@ def _launch_nodes(job: Job) -> int:
     from torch.distributed import TCPStore
 
     host = os.environ.get("CAE_SEG_HOST", socket.gethostname())
-    # The kernel picks the port, and it is ours before anyone is told.
+    # The kernel picks the port, and it is ours before it is published.
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
     # The other variables tell of the step on one node that we are in, and srun would obey them.
     environment = {
@@ -299,29 +299,29 @@ def _launch_nodes(job: Job) -> int:
     ]
     if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
         command.insert(2, f"--cpus-per-task={cores}")
-    request = StopRequest()
-    with stop_on_signals(request):
+    stop = StopSignal()
+    with stop_on_signals(stop):
         # In a session of its own: what SLURM sends to our process group would make srun kill the
         # ranks, which SLURM tells by itself, before they have saved.
         srun = subprocess.Popen(command, env=environment, start_new_session=True)
-        return _wait_for(srun, request)
+        return _wait_for(srun, stop)
 
 
-def _wait_for(process: subprocess.Popen, request: StopRequest) -> int:
-    told = False
+def _wait_for(process: subprocess.Popen, stop: StopSignal) -> int:
+    forwarded = False
     while True:
         try:
             code = process.wait(_POLL_SECONDS)
-            return STOPPED if code and request.reason else code
+            return STOPPED if code and stop.name else code
         except subprocess.TimeoutExpired:
-            if request.reason and not told:
-                told = True
+            if stop.name and not forwarded:
+                forwarded = True
                 # srun ends its tasks on SIGTERM and SIGINT but hands this one on.
                 process.send_signal(signal.SIGUSR1)
 
 
 def main() -> int:
-    """Be the launcher of one node of several: run the job of the environment."""
+    """Per-node entry point started by srun; reads the job from the environment."""
     from cae_seg.engine.job import decode
 
     job = decode(os.environ[rank.JOB])

@@ -16,8 +16,8 @@ from pathlib import Path
 from cae_seg.engine.job import CRASHED, DONE, STOPPED, USER_ERROR, Job, TrainJob, decode
 from cae_seg.errors import UserError
 from cae_seg.files import full_disk_is_one_line
-from cae_seg.run.deadline import Stopped, StopRequest, stop_on_signals
-from cae_seg.run.logs import separate_logs
+from cae_seg.run.deadline import Interrupted, StopSignal, stop_on_signals
+from cae_seg.run.logs import configure_logging
 
 JOB, DEVICE, OUTCOMES, PARENT = (
     "CAE_SEG_JOB",
@@ -28,18 +28,18 @@ JOB, DEVICE, OUTCOMES, PARENT = (
 _PR_SET_PDEATHSIG = 1
 
 
-def run(job: Job, kind: str, request: StopRequest) -> int:
+def run(job: Job, kind: str, stop: StopSignal) -> int:
     """Do a job in this process, as one of the ranks that the environment names.
 
     Args:
         job: what to do.
         kind: "cuda" or "cpu".
-        request: set by a signal that asks to stop.
+        stop: set by a signal that asks to stop.
 
     Returns:
         DONE or STOPPED.
     """
-    with separate_logs(speak=os.environ.get("RANK", "0") == "0") as log:
+    with configure_logging(speak=os.environ.get("RANK", "0") == "0") as log:
         # Imported only now: the libraries talk while they are loaded.
         import cv2
 
@@ -51,9 +51,9 @@ def run(job: Job, kind: str, request: StopRequest) -> int:
         with joined(kind) as ranks, full_disk_is_one_line(_output_of(job)):
             try:
                 if isinstance(job, TrainJob):
-                    return train(job, ranks, request, log)
-                return evaluate(job, ranks, request)
-            except Stopped:
+                    return train(job, ranks, stop, log)
+                return evaluate(job, ranks, stop)
+            except Interrupted:
                 return STOPPED
 
 
@@ -62,24 +62,24 @@ def _output_of(job: Job) -> Path | str:
     return job.work_dir if isinstance(job, TrainJob) else job.out or job.show_dir or "the disk"
 
 
-def run_here(job: Job, kind: str) -> int:
-    """Do a job in this process alone, stopping in good order on a signal."""
-    request = StopRequest()
-    with stop_on_signals(request):
-        return run(job, kind, request)
+def run_in_process(job: Job, kind: str) -> int:
+    """Do a job in this process alone, stopping cleanly on a signal."""
+    stop = StopSignal()
+    with stop_on_signals(stop):
+        return run(job, kind, stop)
 
 
 def main() -> int:
-    """Be a rank: do the job of the environment, write the outcome, return the exit status.
+    """Entry point of one rank: run the job of the environment, write its outcome.
 
-    A rank that stopped in good order exits with 0 like one that is done: torchrun would take
+    A rank that stopped cleanly exits with 0 like one that is done: torchrun would take
     anything else for a failure and kill the ranks that are still on their way out.
     """
     _die_with_parent()
-    request = StopRequest(patient=True)
-    with stop_on_signals(request):
+    stop = StopSignal(patient=True)
+    with stop_on_signals(stop):
         try:
-            code, message = run(decode(os.environ[JOB]), os.environ[DEVICE], request), ""
+            code, message = run(decode(os.environ[JOB]), os.environ[DEVICE], stop), ""
         except UserError as error:
             code, message = USER_ERROR, str(error)
         except Exception:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cae_seg.errors import UserError
 from cae_seg.run.deadline import ask_slurm as ask
-from cae_seg.run.paths import read_record
+from cae_seg.run.paths import read_history
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ REQUEUE = "SNAKEMAKE_SLURM_REQUEUE"
 """The variable that our executor sets: it does not take a requeued job for a failed one."""
 
 
-def go_back_to_queue(record: Path) -> bool:
+def requeue_if_advanced(metrics_log: Path) -> bool:
     """Put the SLURM job of this process back into the queue, if that is wanted and of use.
 
     It keeps its number and its log, and Snakemake, which sees it waiting, counts no failure: a run
@@ -25,12 +25,12 @@ def go_back_to_queue(record: Path) -> bool:
     itself), nor if this attempt did not advance the run, which would wait and stop for ever.
 
     Args:
-        record: the record of the run, whose last attempt has just stopped.
+        metrics_log: of the run, whose last attempt has just stopped.
 
     Returns:
         Whether SLURM has taken the job back.
     """
-    return _advanced(record) and requeue_job()
+    return _advanced(metrics_log) and requeue_job()
 
 
 def requeue_job() -> bool:
@@ -71,9 +71,9 @@ def allocated_nodes() -> int:
         raise UserError(f"SLURM job {job}: squeue does not say how many nodes it has") from error
 
 
-def _advanced(record: Path) -> bool:
+def _advanced(metrics_log: Path) -> bool:
     """Say whether the last attempt of a run stopped at a later iteration than it began at."""
-    events = read_record(record).events
+    events = read_history(metrics_log).events
     begins = [event["iteration"] for event in events if event["event"] in ("start", "resume")]
     stops = [event["iteration"] for event in events if event["event"] == "stop"]
     return bool(begins and stops) and stops[-1] > begins[-1]

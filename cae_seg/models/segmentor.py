@@ -22,7 +22,7 @@ from cae_seg.models.layers.batch_norm import counted_together
 from cae_seg.models.layers.replace import replace_layers
 from cae_seg.models.ops.cpu.memory import keep_freed_memory
 from cae_seg.models.ops.resize import resize_bilinear
-from cae_seg.models.ops.windows import Axis, Coarse, View, labels_of
+from cae_seg.models.ops.windows import CoarseLogits, InferenceView, WindowAxis, argmax_labels
 
 _WINDOWS_PER_BATCH = {"cpu": 2, "cuda": 16}
 _IMAGES_PER_BATCH = {"cpu": 1, "cuda": 8}
@@ -122,7 +122,7 @@ class FastEncoderDecoder(EncoderDecoder):
         return self._labels(views, sizes)
 
     def _labels(
-        self, views: Sequence[Sequence[View]], sizes: Sequence[tuple[int, int]]
+        self, views: Sequence[Sequence[InferenceView]], sizes: Sequence[tuple[int, int]]
     ) -> list[Tensor]:
         """Return labels (height, width) of images, each seen in one or several views."""
         if not self.fast_paths["fused_prediction"]:
@@ -130,7 +130,7 @@ class FastEncoderDecoder(EncoderDecoder):
         windows = (window for v in views for view in v for window in view.windows())
         logits = self._window_logits(windows)
         return [
-            labels_of([self._join(view, logits, tuple(size)) for view in v])
+            argmax_labels([self._join(view, logits, tuple(size)) for view in v])
             for v, size in zip(views, sizes, strict=True)
         ]
 
@@ -173,7 +173,7 @@ class FastEncoderDecoder(EncoderDecoder):
             sample.pred_sem_seg = PixelData(data=label.long()[None])
         return samples
 
-    def _view_of(self, image: Tensor, sample: SegDataSample, device: torch.device) -> View:
+    def _view_of(self, image: Tensor, sample: SegDataSample, device: torch.device) -> InferenceView:
         """Normalise one image; a flipped one is flipped back, since views flip by themselves."""
         batch = {"inputs": [image], "data_samples": [copy.copy(sample)]}
         normalised = self.data_preprocessor(batch, training=False)["inputs"][0].to(device)
@@ -208,12 +208,12 @@ class FastEncoderDecoder(EncoderDecoder):
         logits = self._window_logits(window for view in views for window in view.windows())
         return torch.stack([self._join(view, logits, size).full() for view in views])
 
-    def _view(self, image: Tensor, flipped: bool) -> View:
+    def _view(self, image: Tensor, flipped: bool) -> InferenceView:
         crop, stride = tuple(image.shape[1:]), tuple(image.shape[1:])
         if self.test_cfg.mode == "slide":
             crop, stride = self.test_cfg.crop_size, self.test_cfg.stride
-        rows, cols = (Axis(*axis) for axis in zip(image.shape[1:], crop, stride, strict=True))
-        return View(image, (rows, cols), flipped)
+        rows, cols = (WindowAxis(*axis) for axis in zip(image.shape[1:], crop, stride, strict=True))
+        return InferenceView(image, (rows, cols), flipped)
 
     def _window_logits(self, windows: Iterator[Tensor]) -> Iterator[Tensor]:
         """Yield the logits (h, w, classes) of each window, in order, several windows at a time."""
@@ -226,12 +226,14 @@ class FastEncoderDecoder(EncoderDecoder):
         device = next(self.parameters()).device.type
         return self.test_cfg.get("windows_per_batch", _WINDOWS_PER_BATCH.get(device, 1))
 
-    def _join(self, view: View, logits: Iterator[Tensor], size: tuple[int, int]) -> Coarse:
+    def _join(
+        self, view: InferenceView, logits: Iterator[Tensor], size: tuple[int, int]
+    ) -> CoarseLogits:
         count = len(view.axes[0].starts) * len(view.axes[1].starts)
         mine = list(itertools.islice(logits, count))
-        return Coarse.join(view, mine, size, self.align_corners)
+        return CoarseLogits.join(view, mine, size, self.align_corners)
 
-    def _plain_logits(self, view: View) -> Tensor:
+    def _plain_logits(self, view: InferenceView) -> Tensor:
         """Return logits (1, classes, h, w) of a view by mmsegmentation's own loop."""
         image = view.image.flip(-1) if view.flipped else view.image
         missing = [max(axis.crop - axis.length, 0) for axis in view.axes]
@@ -244,7 +246,7 @@ class FastEncoderDecoder(EncoderDecoder):
         logits = logits[..., : image.shape[1], : image.shape[2]]
         return logits.flip(-1) if view.flipped else logits
 
-    def _plain_labels(self, views: Sequence[View], size: tuple[int, int]) -> Tensor:
+    def _plain_labels(self, views: Sequence[InferenceView], size: tuple[int, int]) -> Tensor:
         """Return labels (height, width) by way of full-size logits and soft-maxes."""
         total = 0
         for view in views:

@@ -13,7 +13,7 @@ SCORES = ("mIoU", "mAcc", "aAcc")
 LARGE = ("per_class", "confusion")  # left in each seed's own file
 
 
-def summarise(paths: Sequence[Path], out: Path) -> dict[str, Any]:
+def aggregate_seeds(paths: Sequence[Path], out: Path) -> dict[str, Any]:
     """Join the seeds' `metrics.json` into mean, sample standard deviation and the seeds' own.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cae_seg.results.run_state import describe, read_results, run_state
-from cae_seg.run.paths import RunFolder
+from cae_seg.run.paths import RunDir
 from cae_seg.run.schemas import doubts_about
 from cae_seg.sheet.reading import Sheet, load_sheet
 from cae_seg.sheet.schema import Experiment
@@ -41,7 +41,7 @@ def collect_runs(sheets: Sheets, *, now: float | None = None) -> pd.DataFrame:
     """
     now = time.time() if now is None else now
     places = {
-        sheet.run_folder(row.name, seed): (sheet, row, seed)
+        sheet.run_dir(row.name, seed): (sheet, row, seed)
         for sheet in reversed(open_sheets(sheets))
         for row in reversed(sheet.experiments)
         for seed in reversed(row.seeds)
@@ -50,10 +50,10 @@ def collect_runs(sheets: Sheets, *, now: float | None = None) -> pd.DataFrame:
 
 
 def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]:
-    facts, metrics = read_results(sheet, row, seed)
-    state = run_state(sheet, row, seed, now, facts, metrics)
+    metadata, metrics = read_results(sheet, row, seed)
+    state = run_state(sheet, row, seed, now, metadata, metrics)
     scores = metrics or {}
-    run = RunFolder(sheet.run_folder(row.name, seed))
+    run = RunDir(sheet.run_dir(row.name, seed))
     return {
         "sheet": str(sheet.path),
         "folder": run.path,
@@ -71,24 +71,24 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
         "aAcc": _number(scores.get("aAcc")),
         "state": state.state,
         "progress": describe(state),
-        "gpu_hours": _number(facts.get("gpu_hours")),
-        "iterations": facts.get("iterations"),
-        "precision": facts.get("precision"),
-        "batch": facts.get("batch", {}).get("total"),
-        "device": facts.get("device", {}).get("name"),
+        "gpu_hours": _number(metadata.get("gpu_hours")),
+        "iterations": metadata.get("iterations"),
+        "precision": metadata.get("precision"),
+        "batch": metadata.get("batch", {}).get("global_batch"),
+        "device": metadata.get("device", {}).get("name"),
         "aug_test": scores.get("aug_test", False),
         "images": scores.get("images"),
         "data": scores.get("data_fingerprint"),
-        "code": _codes(facts, scores, "fingerprint"),
-        "commit": _codes(facts, scores, "commit"),
-        "dirty": any(_codes(facts, scores, "dirty")),
+        "code": _codes(metadata, scores, "fingerprint"),
+        "commit": _codes(metadata, scores, "commit"),
+        "dirty": any(_codes(metadata, scores, "dirty")),
         "doubts": tuple(_doubts(run, metrics, row.name, seed)),
         "weights": scores.get("weights_sha256"),
-        "same_weights": facts.get("weights", {}).get("sha256") == scores.get("weights_sha256"),
+        "same_weights": metadata.get("weights", {}).get("sha256") == scores.get("weights_sha256"),
     }
 
 
-def _doubts(run: RunFolder, metrics: dict[str, Any] | None, name: str, seed: int) -> Iterator[str]:
+def _doubts(run: RunDir, metrics: dict[str, Any] | None, name: str, seed: int) -> Iterator[str]:
     """Yield why the scores may not be those of this run's weights."""
     if metrics is not None:
         yield from doubts_about(metrics, name, seed)
@@ -100,7 +100,7 @@ def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def _codes(facts: dict[str, Any], scores: dict[str, Any], key: str) -> tuple:
+def _codes(metadata: dict[str, Any], scores: dict[str, Any], key: str) -> tuple:
     """Return what training and evaluation ran with, once if it is the same."""
-    values = [part["code"].get(key) for part in (facts, scores) if part.get("code")]
+    values = [part["code"].get(key) for part in (metadata, scores) if part.get("code")]
     return tuple(dict.fromkeys(value for value in values if value))

@@ -19,7 +19,7 @@ from cae_seg.results.plotting import (
     new_axes,
     note_nothing,
 )
-from cae_seg.run.paths import RunFolder
+from cae_seg.run.paths import RunDir
 
 MOST_LABELS = 16
 MOST_POINTS = 300
@@ -102,7 +102,7 @@ def draw_losses(runs: pd.DataFrame, size: Size = SCREEN) -> Figure:
 
 def _draw_curves(
     runs: pd.DataFrame,
-    read: Callable[[RunFolder], Points],
+    read: Callable[[RunDir], Points],
     quantity: str,
     size: Size,
     *,
@@ -112,7 +112,7 @@ def _draw_curves(
     ends, most = [], 0
     for number, (label, group) in enumerate(_pretrainings(runs)):
         for position, (rate, of_rate) in enumerate(group.groupby("learning_rate", sort=False)):
-            seeds = [read(RunFolder(folder)) for folder in of_rate["folder"]]
+            seeds = [read(RunDir(folder)) for folder in of_rate["folder"]]
             seeds = [points for points in seeds if points]
             if not seeds:
                 continue
@@ -160,16 +160,16 @@ def _finish_curves(axes: Axes, ends: list, most: int, size: Size) -> None:
     label_lines(axes, ends, size, font)
 
 
-def _evaluations(run: RunFolder) -> Points:
-    lines = list(run.record().evaluations.values())
+def _evaluations(run: RunDir) -> Points:
+    lines = list(run.history().evaluations.values())
     if not lines and run.finished:
-        lines = run.facts().get("evaluations", [])
+        lines = run.metadata().get("evaluations", [])
     return {line["iteration"]: line["mIoU"] for line in lines if line.get("mIoU") is not None}
 
 
-def _losses(run: RunFolder) -> Points:
+def _losses(run: RunDir) -> Points:
     """Return mean losses of equal spans of iterations; few enough for a small file."""
-    lines = [line for line in run.record().train.values() if line.get("loss")]
+    lines = [line for line in run.history().train.values() if line.get("loss")]
     if not lines:
         return {}
     span = -(-lines[-1]["iteration"] // MOST_POINTS)

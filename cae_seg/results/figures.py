@@ -28,9 +28,9 @@ from cae_seg.results.plotting import (
     note_nothing,
     save,
 )
-from cae_seg.run.paths import RunFolder
+from cae_seg.run.paths import RunDir
 
-MOST_PANELS = 4
+MOST_PICTURES = 4
 
 
 def write_figures(sheets: Sheets, out_dir: Path, *, paper: bool = False) -> list[Path]:
@@ -75,7 +75,7 @@ def _draw_two_best(frame: pd.DataFrame, runs: pd.DataFrame, size: Size) -> Figur
     others = ranked[(ranked[list(COMBINATION)] != first[list(COMBINATION)]).any(axis=1)]
     second = others.iloc[:1] if len(others) else ranked.iloc[1:2]
     chosen = [_first_run(row, runs) for _, row in pd.concat([ranked.iloc[:1], second]).iterrows()]
-    scores = [read_json(run["folder"] / "metrics.json")["per_class"] for run in chosen]
+    scores = [read_json(RunDir(run["folder"]).metrics_file)["per_class"] for run in chosen]
     return draw_classes(*scores, names=[_name(run) for run in chosen], size=size)
 
 
@@ -97,21 +97,21 @@ def _of_best_run(
     if done.empty:
         return
     run = _first_run(done.loc[done["mIoU"].idxmax()], runs)
-    metrics: dict[str, Any] = read_json(run["folder"] / "metrics.json")
+    metrics: dict[str, Any] = read_json(RunDir(run["folder"]).metrics_file)
     if metrics.get("confusion"):
         names = [entry["name"] for entry in metrics["per_class"]]
         counts = [[int(pixels) for pixels in row.split()] for row in metrics["confusion"]]
         yield "confusion", draw_confusion(counts, names, _name(run), size)
-    panels = _last_panels(RunFolder(run["folder"]))
-    if panels:
-        yield "predictions", draw_panels(panels, size)
+    pictures = _last_visualizations(RunDir(run["folder"]))
+    if pictures:
+        yield "predictions", draw_comparisons(pictures, size)
 
 
-def _last_panels(run: RunFolder) -> list[Path]:
-    """Return the panels that a run painted last."""
-    panels = list((run.work / "panels").rglob("*.png"))
-    last = max((_number_in(path.parent.name) for path in panels), default=0)
-    return sorted(path for path in panels if _number_in(path.parent.name) == last)[:MOST_PANELS]
+def _last_visualizations(run: RunDir) -> list[Path]:
+    """Return the visualizations of a run's last evaluation."""
+    pictures = list(run.work.visualizations.rglob("*.png"))
+    last = max((_number_in(path.parent.name) for path in pictures), default=0)
+    return sorted(path for path in pictures if _number_in(path.parent.name) == last)[:MOST_PICTURES]
 
 
 def _number_in(name: str) -> int:
@@ -119,8 +119,8 @@ def _number_in(name: str) -> int:
     return int(digits or 0)
 
 
-def draw_panels(paths: Sequence[Path], size: Size = SCREEN) -> Figure:
-    """Set pictures of predictions, as `data.visualize.paint_panel` makes them, under each other."""
+def draw_comparisons(paths: Sequence[Path], size: Size = SCREEN) -> Figure:
+    """Stack pictures that `data.visualize.draw_comparison` has drawn."""
     pictures = [matplotlib.image.imread(path)[..., :3] for path in paths]
     width = max(picture.shape[1] for picture in pictures)
     # One scale for all: narrower pictures get a white margin instead of being blown up.

@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from cae_seg.files import atomic_write_text
 from cae_seg.results.collect import Sheets, open_sheets
-from cae_seg.run.paths import RunFolder
+from cae_seg.run.paths import RunDir
 from cae_seg.sheet.schema import Experiment
 
 PAGE = """<!DOCTYPE html>
@@ -54,38 +54,38 @@ def write_run_pages(sheets: Sheets, folder: Path) -> None:
     rows = [(sheet, row) for sheet in open_sheets(sheets) for row in sheet.experiments]
     for sheet, row in rows:
         for seed in row.seeds:
-            run = RunFolder(sheet.run_folder(row.name, seed))
+            run = RunDir(sheet.run_dir(row.name, seed))
             if run.metrics() is not None:
                 name = f"{row.name}_seed{seed}"
                 write_page(name, _run_page(row, seed, run), folder / f"{name}.html")
 
 
-def _run_page(row: Experiment, seed: int, run: RunFolder) -> str:
-    facts, scores = run.facts(), run.metrics() or {}
+def _run_page(row: Experiment, seed: int, run: RunDir) -> str:
+    metadata, scores = run.metadata(), run.metrics() or {}
     config = run.path / "config.py"
     parts = [
         f"# {row.name}, seed {seed}",
         f"**mIoU {scores['mIoU']:.2f}**, mAcc {scores['mAcc']:.2f}, aAcc {scores['aAcc']:.2f} "
         f"on {scores.get('images', 'unknown')} images.",
-        _table(("What", "Value"), _facts(row, facts)),
+        _table(("What", "Value"), _settings(row, metadata)),
     ]
-    if facts.get("evaluations"):
+    if metadata.get("evaluations"):
         names = ("iteration", "mIoU", "mAcc", "aAcc")
-        lines = [[_short(line[name]) for name in names] for line in facts["evaluations"]]
+        lines = [[_short(line[name]) for name in names] for line in metadata["evaluations"]]
         parts += ["## Evaluations during training", _table(names, lines)]
     if config.is_file():
         parts += ["## Resolved config", f"````python\n{config.read_text()}\n````"]
     return "\n\n".join(parts)
 
 
-def _facts(row: Experiment, facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _settings(row: Experiment, metadata: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Return what decided a run's numbers, and what it took, as a person reads it."""
-    batch, code, data = (facts.get(key) or {} for key in ("batch", "code", "data"))
-    checkpoint, device = (facts.get(key) or {} for key in ("checkpoint", "device"))
+    batch, code, data = (metadata.get(key) or {} for key in ("batch", "code", "data"))
+    checkpoint, device = (metadata.get(key) or {} for key in ("checkpoint", "device"))
     yield "Backbone", f"{row.backbone}, pretrained {row.pretraining_epochs} epochs by {row.method}"
     yield "Learning rate", row.learning_rate
     for name in ("config", "layer_decay", "drop_path", "iterations", "precision"):
-        yield name.replace("_", " ").capitalize(), _short(facts.get(name))
+        yield name.replace("_", " ").capitalize(), _short(metadata.get(name))
     yield "Options", ", ".join(f"{key}={value}" for key, value in row.options.items()) or "none"
     yield "Batch", ", ".join(f"{key} {value}" for key, value in batch.items()).replace("_", " ")
     yield "Device", f"{device.get('count', '')} × {device.get('name', 'unknown')}"
@@ -101,15 +101,15 @@ def _facts(row: Experiment, facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Data", f"{images} images, fingerprint {data.get('fingerprint')}"
     dirty = " with uncommitted changes" if code.get("dirty") else ""
     yield "Code", f"commit {code.get('commit') or 'unknown'}{dirty}"
-    versions = facts.get("versions", {}).items()
+    versions = metadata.get("versions", {}).items()
     yield "Versions", ", ".join(f"{name} {version}" for name, version in versions)
-    if facts.get("slurm_job_ids"):
-        yield "SLURM jobs", ", ".join(map(str, facts["slurm_job_ids"]))
-    took = timedelta(seconds=round(facts.get("seconds", 0)))
-    yield "Trained", f"{facts.get('started')} to {facts.get('ended')}, {took} of work"
-    yield "Attempts", _short(facts.get("attempts"))
-    yield "GPU-hours", _short(facts.get("gpu_hours"))
-    yield "Identity", _short(facts.get("identity"))
+    if metadata.get("slurm_job_ids"):
+        yield "SLURM jobs", ", ".join(map(str, metadata["slurm_job_ids"]))
+    took = timedelta(seconds=round(metadata.get("seconds", 0)))
+    yield "Trained", f"{metadata.get('started')} to {metadata.get('ended')}, {took} of work"
+    yield "Attempts", _short(metadata.get("attempts"))
+    yield "GPU-hours", _short(metadata.get("gpu_hours"))
+    yield "Identity", _short(metadata.get("identity"))
 
 
 def _short(value: Any) -> str:

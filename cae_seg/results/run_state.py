@@ -10,7 +10,7 @@ from typing import Any
 
 from cae_seg.errors import UserError
 from cae_seg.run.failure import read_failure
-from cae_seg.run.paths import Record, RunFolder
+from cae_seg.run.paths import MetricsHistory, RunDir
 from cae_seg.run.work_dir import WorkDir
 from cae_seg.sheet.reading import Sheet
 from cae_seg.sheet.schema import Experiment
@@ -19,7 +19,7 @@ STATES = ("failed", "running", "stopped", "queued", "trained", "finished")
 """Every state, in the order in which a person wants to see them."""
 
 # A run of which neither the lock nor SLURM tells whether it lives counts as running for so long
-# after the last line of its record, seconds.
+# after the last line of its metrics log, seconds.
 SILENT_SECONDS = 900.0
 SPEED_LINES = 20
 
@@ -65,7 +65,7 @@ def run_state(
     row: Experiment,
     seed: int,
     now: float,
-    facts: dict[str, Any],
+    metadata: dict[str, Any],
     metrics: dict[str, Any] | None,
 ) -> RunState:
     """Return how far a run of a sheet is.
@@ -75,30 +75,30 @@ def run_state(
         row: its row.
         seed: of the run.
         now: Unix time to measure silence by.
-        facts: of its folder, empty if it has none yet.
+        metadata: of its folder, empty if it has none yet.
         metrics: its final evaluation, if there is one.
     """
-    iterations = facts.get("iterations")
+    iterations = metadata.get("iterations")
     if metrics is not None:
         scored = {"miou": metrics["mIoU"], "miou_iteration": iterations}
         return RunState(row.name, seed, "finished", iterations or 0, iterations, **scored)
-    run = RunFolder(sheet.run_folder(row.name, seed))
-    record = run.record()
-    owner = WorkDir(run.work).last_writer()
+    run = RunDir(sheet.run_dir(row.name, seed))
+    history = run.history()
+    owner = WorkDir(run.work.path).last_writer()
     log = _newest_log(sheet, row.name, seed)
-    state, error = _state(run, record, log, now)
-    last = list(record.evaluations.values())[-1:]
-    jobs = facts.get("slurm_job_ids") or [owner.get("slurm_job_id")]
+    state, error = _state(run, history, log, now)
+    last = list(history.evaluations.values())[-1:]
+    jobs = metadata.get("slurm_job_ids") or [owner.get("slurm_job_id")]
     return RunState(
         experiment=row.name,
         seed=seed,
         state=state,
-        iteration=iterations if run.finished else max([*record.train, *record.evaluations, 0]),
+        iteration=iterations if run.finished else max([*history.train, *history.evaluations, 0]),
         iterations=iterations,
-        line=next(reversed(record.train.values()), None),
+        line=next(reversed(history.train.values()), None),
         miou=last[0].get("mIoU") if last else None,
         miou_iteration=last[0]["iteration"] if last else None,
-        ends=_expected_end(record, iterations) if state == "running" and iterations else None,
+        ends=_expected_end(history, iterations) if state == "running" and iterations else None,
         node=owner.get("host"),
         job=jobs[-1],
         error=error,
@@ -109,31 +109,33 @@ def run_state(
 def read_results(
     sheet: Sheet, row: Experiment, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return facts (empty if they are lost) and final evaluation of a run of a sheet."""
-    run = RunFolder(sheet.run_folder(row.name, seed))
+    """Return metadata (empty if lost) and final evaluation of a run of a sheet."""
+    run = RunDir(sheet.run_dir(row.name, seed))
     try:
-        return (run.facts() if run.exists else {}), run.metrics()
+        return (run.metadata() if run.exists else {}), run.metrics()
     except UserError:
         if run.finished:
             raise
         return {}, None
 
 
-def _state(run: RunFolder, record: Record, log: Path | None, now: float) -> tuple[str, str | None]:
-    held = WorkDir(run.work).has_writer()
+def _state(
+    run: RunDir, history: MetricsHistory, log: Path | None, now: float
+) -> tuple[str, str | None]:
+    held = WorkDir(run.work.path).has_writer()
     if held:
         return "running", None
-    failure = read_failure(run.work)
-    if failure is not None and failure["time"] >= (record.last_time or 0):
+    failure = read_failure(run.work.path)
+    if failure is not None and failure["time"] >= (history.last_time or 0):
         return "failed", failure["error"]
     if run.errors:
         return "failed", _last_line(run.errors[-1])
     if run.finished:
         return "trained", None
-    if record.events and record.events[-1]["event"] in ("stop", "finish"):
+    if history.events and history.events[-1]["event"] in ("stop", "finish"):
         return "stopped", None
     if run.exists:
-        young = now - (record.last_time or -math.inf) < SILENT_SECONDS
+        young = now - (history.last_time or -math.inf) < SILENT_SECONDS
         silent = "ended without a message; see the log"
         return (
             ("running", None) if held is None and young else ("failed", _last_line(log) or silent)
@@ -172,10 +174,10 @@ def _is_error(line: str | None) -> bool:
     return bool(line) and ("error:" in line.lower() or "Error" in line)
 
 
-def _expected_end(record: Record, iterations: int) -> float | None:
+def _expected_end(history: MetricsHistory, iterations: int) -> float | None:
     """Return when training ends at the speed of the last lines; None while there are few."""
-    begun = max((e["time"] for e in record.events if e["event"] in ("start", "resume")), default=0)
-    lines = [line for line in record.train.values() if line["time"] >= begun][-SPEED_LINES:]
+    begun = max((e["time"] for e in history.events if e["event"] in ("start", "resume")), default=0)
+    lines = [line for line in history.train.values() if line["time"] >= begun][-SPEED_LINES:]
     if len(lines) < 2 or lines[-1]["iteration"] == lines[0]["iteration"]:
         return None
     seconds = lines[-1]["time"] - lines[0]["time"]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_writer, fsync_folder
-from cae_seg.run.metrics_log import RecordWriter
+from cae_seg.run.metrics_log import MetricsLogger
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,12 @@ class Checkpoints:
 
     Args:
         folder: where `iter_<n>.pth` go.
-        record: told of each write and of each file that cannot be read.
+        metrics: told of each write and of each file that cannot be read.
         keep: how many of the newest stay.
     """
 
-    def __init__(self, folder: Path, record: RecordWriter, keep: int = 2) -> None:
-        self.folder, self._record, self._keep = folder, record, max(keep, 2)
+    def __init__(self, folder: Path, metrics: MetricsLogger, keep: int = 2) -> None:
+        self.folder, self._metrics, self._keep = folder, metrics, max(keep, 2)
 
     def save(self, iteration: int, state: dict[str, Any]) -> Saved | None:
         """Write one state; without room for it warn, keep the older ones and return None.
@@ -70,7 +70,7 @@ class Checkpoints:
             self._warn(iteration, f"{named}; the older checkpoints stay and the run continues")
             return None
         saved = Saved(iteration, size, time.monotonic() - begin)
-        self._record.event("checkpoint", iteration=iteration, bytes=size, seconds=saved.seconds)
+        self._metrics.event("checkpoint", iteration=iteration, bytes=size, seconds=saved.seconds)
         self._prune()
         return saved
 
@@ -115,7 +115,7 @@ class Checkpoints:
 
     def _warn(self, iteration: int, text: str) -> None:
         logger.warning("%s", text)
-        self._record.event("warning", iteration=iteration, message=text)
+        self._metrics.event("warning", iteration=iteration, message=text)
 
 
 def iteration_of(path: Path) -> int:

@@ -19,11 +19,11 @@ SAFETY = 1.5
 BYTES_PER_SECOND = 200e6
 
 
-class Stopped(Exception):
-    """A long step was left in good order, to be done again from its start."""
+class Interrupted(Exception):
+    """A long step was interrupted; it will be redone from its start."""
 
 
-class StopRequest:
+class StopSignal:
     """Whether a signal has asked this process to stop cleanly.
 
     Args:
@@ -32,29 +32,29 @@ class StopRequest:
     """
 
     def __init__(self, *, patient: bool = False) -> None:
-        self.reason: str | None = None
+        self.name: str | None = None
         self._patient = patient
         self._since = 0.0
 
-    def ask(self, number: int, _frame: object = None) -> None:
+    def receive(self, number: int, _frame: object = None) -> None:
         """Note signal `number`; fit to be a signal handler. A second Ctrl-C stops at once.
 
         One that follows within a second is the first one, delivered by another sender.
         """
-        again = number == signal.SIGINT and self.reason == "SIGINT" and not self._patient
+        again = number == signal.SIGINT and self.name == "SIGINT" and not self._patient
         if again and time.monotonic() - self._since > SAME_SIGNAL_SECONDS:
             raise KeyboardInterrupt
-        if self.reason is None:
-            self.reason, self._since = signal.Signals(number).name, time.monotonic()
+        if self.name is None:
+            self.name, self._since = signal.Signals(number).name, time.monotonic()
 
 
 @contextmanager
-def stop_on_signals(request: StopRequest) -> Iterator[None]:
+def stop_on_signals(stop: StopSignal) -> Iterator[None]:
     """Turn SIGTERM, SIGUSR1 and SIGINT into a request to stop, as long as the context lasts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, request.ask) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, stop.receive) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -62,7 +62,7 @@ def stop_on_signals(request: StopRequest) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class Budget:
+class TimeBudget:
     """The time that this attempt has, and what the coming steps will take of it.
 
     Args:
@@ -82,28 +82,28 @@ class Budget:
         self._iteration = 0.0
         self._evaluation = 0.0
 
-    def saved(self, seconds: float) -> None:
+    def update_save(self, seconds: float) -> None:
         """Learn how long a checkpoint took."""
         self._save = max(self._save * 0.5, seconds)
 
-    def iterated(self, seconds: float) -> None:
+    def update_step(self, seconds: float) -> None:
         """Learn how long an iteration took; slow ones are forgotten slowly."""
         self._iteration = max(self._iteration * 0.98, seconds)
 
-    def evaluated(self, seconds: float) -> None:
+    def update_eval(self, seconds: float) -> None:
         """Learn how long an evaluation took."""
         self._evaluation = seconds
 
-    def exhausted(self) -> bool:
+    def should_stop(self) -> bool:
         """Say whether another iteration would leave too little time for a checkpoint."""
         return self._over(2 * self._iteration)
 
-    def forbids_evaluation(self) -> bool:
-        """Say whether an evaluation, as the last one was, would overrun the deadline."""
-        return self._over(self._evaluation)
+    def has_time_for_eval(self) -> bool:
+        """Say whether an evaluation as long as the last one would end before the deadline."""
+        return not self._over(self._evaluation)
 
-    def past(self) -> bool:
-        """Say whether the deadline has come."""
+    def is_over(self) -> bool:
+        """Say whether the deadline has passed."""
         return self.deadline is not None and self._clock() >= self.deadline
 
     def _over(self, upcoming: float) -> bool:

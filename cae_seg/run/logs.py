@@ -19,7 +19,7 @@ _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _KEPT = 10_000  # lines kept until there is a file
 
 
-class Voice:
+class SafeStream:
     """Standard error that may go away: a log reader killed first must not end the run.
 
     Args:
@@ -68,7 +68,7 @@ class _Printed(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def quiet_imports() -> Iterator[None]:
+def suppress_import_output() -> Iterator[None]:
     """Keep what libraries print and warn of while they are loaded from the terminal."""
     with contextlib.redirect_stdout(_Printed()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -118,7 +118,7 @@ class LogFile:
 
 
 @contextlib.contextmanager
-def separate_logs(*, speak: bool) -> Iterator[LogFile]:
+def configure_logging(*, speak: bool) -> Iterator[LogFile]:
     """Send our own messages to standard error and all messages to a file, as long as this lasts.
 
     Args:
@@ -127,7 +127,7 @@ def separate_logs(*, speak: bool) -> Iterator[LogFile]:
     log = LogFile()
     root, ours = logging.getLogger(), logging.getLogger(OURS)
     before = root.handlers[:], root.level, ours.level
-    voice = logging.StreamHandler(Voice(speak))
+    voice = logging.StreamHandler(SafeStream(speak))
     voice.setFormatter(_RedactingFormatter())
     root.handlers[:] = [log.handler]
     root.setLevel(logging.INFO)

@@ -1,7 +1,7 @@
-"""The record of a run: one JSON object a line, only ever appended to.
+"""The metrics of a run: one JSON object per line, only ever appended to.
 
 Lines are flushed as they are written, so that a killed run loses at most a torn last line. A run
-that goes on from a checkpoint repeats iterations; `cae_seg.run.paths` reads the last value each.
+that resumes from a checkpoint repeats iterations; `cae_seg.run.paths` reads the last value each.
 """
 
 import json
@@ -12,16 +12,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cae_seg.run.paths import Record
+from cae_seg.run.paths import MetricsHistory
 
 logger = logging.getLogger(__name__)
 
 
-class RecordWriter:
-    """The writer of one run's record.
+class MetricsLogger:
+    """The writer of one run's metrics log.
 
     Args:
-        path: `record.jsonl`, or None to write nothing (ranks other than the first).
+        path: `metrics.jsonl`, or None to write nothing (ranks other than the first).
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -59,13 +59,13 @@ class RecordWriter:
         self.write("event", event=event, **values)
 
 
-def working_seconds(record: Record) -> float:
-    """Sum the time that all attempts of a run were at work, as its record shows.
+def working_seconds(history: MetricsHistory) -> float:
+    """Sum the time that all attempts of a run were at work, as its metrics log shows.
 
     An attempt lasts from its start or resume to the last line before the next one: of a killed
     one, what came after its last line is not known.
     """
-    lines = [*record.train.values(), *record.evaluations.values(), *record.events]
+    lines = [*history.train.values(), *history.evaluations.values(), *history.events]
     total, begin, last = 0.0, None, None
     for line in sorted(lines, key=lambda line: line["time"]):
         if line.get("event") in ("start", "resume"):

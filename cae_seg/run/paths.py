@@ -1,6 +1,6 @@
-"""The folder of one training run, as tracking and results read it.
+"""The folder of one training run: where its files are, and what tracking and results read there.
 
-The engine writes it; nothing here does. A run made by the workflow keeps its declared files beside
+The engine writes it; nothing here does. A run made by the workflow keeps its declared files next to
 `work/`; one made by `tools/dist_train.sh` keeps everything in the one folder it was given.
 """
 
@@ -18,9 +18,11 @@ from cae_seg.run.schemas import Metrics, RunMetadata, read_checked
 
 logger = logging.getLogger(__name__)
 
+WORK, RUN, METADATA, METRICS = "work", "run.json", "run_metadata.json", "metrics.json"
+
 
 @dataclass(frozen=True)
-class Record:
+class MetricsHistory:
     """What a run logged while it trained, one entry an iteration.
 
     An iteration that was trained twice (a crash, then a resume from an earlier checkpoint) counts
@@ -45,8 +47,8 @@ class Record:
         return max([*times, *(event["time"] for event in self.events)], default=None)
 
 
-def read_record(path: Path) -> Record:
-    """Read a `record.jsonl`; a missing or unreadable file is an empty record.
+def read_history(path: Path) -> MetricsHistory:
+    """Read a `metrics.jsonl`; a missing or unreadable file is an empty history.
 
     Lines torn by a crash are skipped, wherever they are: a resumed run appends after them.
     """
@@ -57,7 +59,9 @@ def read_record(path: Path) -> Record:
             events.append(line)
         else:
             (train if line["kind"] == "train" else evaluations)[line["iteration"]] = line
-    return Record(dict(sorted(train.items())), dict(sorted(evaluations.items())), events, begun)
+    return MetricsHistory(
+        dict(sorted(train.items())), dict(sorted(evaluations.items())), events, begun
+    )
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -91,27 +95,57 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
+class WorkFiles:
+    """Paths of a run's resumable state.
+
+    Args:
+        path: the work dir.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.metadata_file = self.path / METADATA
+        self.summary_file = self.path / "summary.json"
+        self.metrics_log = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.weights = self.path / "weights.pth"
+        self.config = self.path / "config.py"
+        self.visualizations = self.path / "visualizations"
+        self.log = self.path / "train.log"
+        self.lock = self.path / "writer.lock"
+
+
 @dataclass(frozen=True)
-class RunFolder:
-    """Where the files of one run lie."""
+class RunDir:
+    """The folder of one run."""
 
     path: Path
 
     @property
-    def work(self) -> Path:
-        """The folder of the resumable state."""
-        inner = self.path / "work"
-        return inner if inner.is_dir() else self.path
+    def work(self) -> WorkFiles:
+        """The files of the resumable state."""
+        inner = self.path / WORK
+        return WorkFiles(inner if inner.is_dir() else self.path)
+
+    @property
+    def run_file(self) -> Path:
+        """The metadata of the finished run."""
+        return self.path / RUN
+
+    @property
+    def metrics_file(self) -> Path:
+        """The final evaluation."""
+        return self.path / METRICS
 
     @property
     def finished(self) -> bool:
         """Whether training came to its end."""
-        return (self.path / "run.json").is_file()
+        return self.run_file.is_file()
 
     @property
     def exists(self) -> bool:
         """Whether a run was ever started here."""
-        return self.finished or (self.work / "facts.json").is_file()
+        return self.finished or self.work.metadata_file.is_file()
 
     def error_file(self, rule: str) -> Path:
         """Return where a rule of the workflow keeps the message of a user's mistake."""
@@ -122,13 +156,13 @@ class RunFolder:
         """Messages of users' mistakes that ended jobs of the last start."""
         return sorted(self.path.glob("error_*.txt"))
 
-    def facts(self) -> dict[str, Any]:
-        """Return `run.json`, or `facts.json` of a run that is not finished.
+    def metadata(self) -> dict[str, Any]:
+        """Return `run.json`, or `run_metadata.json` of a run that is not finished.
 
         Raises:
             UserError: there is neither, or it has another shape.
         """
-        path = self.path / "run.json" if self.finished else self.work / "facts.json"
+        path = self.run_file if self.finished else self.work.metadata_file
         return read_checked(path, RunMetadata, "restore the file, or delete it and train again")
 
     def metrics(self) -> dict[str, Any] | None:
@@ -137,38 +171,36 @@ class RunFolder:
         Raises:
             UserError: the file has another shape, or a score outside of 0 to 100.
         """
-        path = self.path / "metrics.json"
-        if not path.is_file():
+        if not self.metrics_file.is_file():
             return None
-        return read_checked(path, Metrics, "delete the file and evaluate again")
+        return read_checked(self.metrics_file, Metrics, "delete the file and evaluate again")
 
     def changed_weights(self, metrics: dict[str, Any]) -> bool:
         """Say whether the weights are no longer those that were evaluated.
 
         They are hashed only where they are younger than the evaluation: whole sweeps are tabled.
         """
-        weights, evaluated = self.work / "weights.pth", self.path / "metrics.json"
+        weights, evaluated = self.work.weights, self.metrics_file
         if not weights.is_file() or weights.stat().st_mtime_ns <= evaluated.stat().st_mtime_ns:
             return False
         return sha256_file(weights) != metrics["weights_sha256"]
 
-    def record(self) -> Record:
+    def history(self) -> MetricsHistory:
         """Read what was logged during training."""
-        return read_record(self.work / "record.jsonl")
+        return read_history(self.work.metrics_log)
 
 
-def open_run(path: Path) -> RunFolder:
+def open_run(path: Path) -> RunDir:
     """Return the run in `path`, which may also be the `work` folder of a run."""
     path = Path(path)
-    if path.name == "work" and (path.parent / "run.json").is_file():
-        path = path.parent
-    return RunFolder(path)
+    outer = RunDir(path.parent)
+    return outer if path.name == WORK and outer.finished else RunDir(path)
 
 
-def find_runs(folder: Path) -> list[RunFolder]:
+def find_runs(folder: Path) -> list[RunDir]:
     """Return every run in or below `folder`, in the order of their paths."""
     folders = set()
-    for name in ("run.json", "facts.json"):
+    for name in (RUN, METADATA):
         for path in Path(folder).rglob(name):
-            folders.add(path.parent.parent if path.parent.name == "work" else path.parent)
-    return [RunFolder(path) for path in sorted(folders)]
+            folders.add(path.parent.parent if path.parent.name == WORK else path.parent)
+    return [RunDir(path) for path in sorted(folders)]

@@ -67,7 +67,7 @@ def slurm_job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def device_facts(kind: str, count: int) -> dict[str, Any]:
+def device_info(kind: str, count: int) -> dict[str, Any]:
     """Describe the devices of a run.
 
     Args:

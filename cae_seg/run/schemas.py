@@ -41,7 +41,7 @@ class Device(_Shape):
 class Batch(_Shape):
     """How the images of an iteration were shared."""
 
-    total: Count
+    global_batch: Count
 
 
 class WeightsFile(_Shape):
@@ -52,7 +52,7 @@ class WeightsFile(_Shape):
 
 
 class RunMetadata(_Shape):
-    """`run.json` and `facts.json`: what was trained, with what."""
+    """`run.json` and `run_metadata.json`: what was trained, with what."""
 
     experiment: str | None = None
     seed: Count

@@ -12,11 +12,12 @@ from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, sha256_file
 from cae_seg.run.deadline import ask_slurm
 from cae_seg.run.locks import FileLock
+from cae_seg.run.paths import WorkFiles
 
 logger = logging.getLogger(__name__)
 
-_LOCK = "writer.lock"
-SCHEMA = 2  # of the metadata; 1 was that of the engine before mmengine's Runner
+SCHEMA = 3  # of the metadata
+EARLIER_METADATA = "facts.json"  # schemas 1 and 2
 LOCK_SECONDS = 30.0  # time to wait for another writer while GPUs are held
 
 
@@ -24,53 +25,47 @@ class Busy(UserError):
     """Another process writes to the work dir."""
 
 
-class WorkDir:
-    """Paths and ownership of a run's state; making one touches nothing."""
+class WorkDir(WorkFiles):
+    """A run's state, which one process at a time owns; making one touches nothing."""
 
     def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
-        self.record = self.path / "record.jsonl"
-        self.weights = self.path / "weights.pth"
-        self.config = self.path / "config.py"
-        self.panels = self.path / "panels"
-        self.log = self.path / "train.log"
-        self._facts = self.path / "facts.json"
-        self._finals = self.path / "finals.json"
-        self._lock = FileLock(self.path / _LOCK)
+        super().__init__(path)
+        self._lock = FileLock(self.lock)
         self._unwritten: dict[str, Any] | None = None
 
     def holds(self, identity: str) -> bool:
         """Say whether the state here is of this run."""
-        return (self.facts() or {}).get("identity") == identity
+        return (self.metadata() or {}).get("identity") == identity
 
-    def facts(self) -> dict[str, Any] | None:
+    def metadata(self) -> dict[str, Any] | None:
         """Return what is known about the run whose state is here; None if it is lost."""
-        return self._unwritten or _read(self._facts)
+        return self._unwritten or _read(self.metadata_file)
 
-    def finals(self, identity: str) -> dict[str, Any] | None:
-        """Return the record of this run if it is over and its weights are as they were written."""
-        finals = _read(self._finals)
-        if finals is None or finals.get("identity") != identity or not self.weights.is_file():
+    def summary(self, identity: str) -> dict[str, Any] | None:
+        """Return the summary of this run if it is over and its weights are as they were written."""
+        summary = _read(self.summary_file)
+        if summary is None or summary.get("identity") != identity or not self.weights.is_file():
             return None
-        expected = (finals.get("weights") or {}).get("sha256")
+        expected = (summary.get("weights") or {}).get("sha256")
         if expected is not None and sha256_file(self.weights) != expected:
             logger.warning("%s: damaged since it was written; making it again", self.weights)
             return None
-        return finals
+        return summary
 
-    def write_facts(self, facts: dict[str, Any]) -> None:
+    def write_metadata(self, metadata: dict[str, Any]) -> None:
         """Write what is known when training starts; without room for it, warn and keep it."""
         self._unwritten = None
         try:
-            atomic_write_json(self._facts, facts)
+            atomic_write_json(self.metadata_file, metadata)
         except (OSError, UserError) as error:
-            logger.warning("%s: cannot be written (%s); training continues", self._facts, error)
-            self._unwritten = facts
+            logger.warning(
+                "%s: cannot be written (%s); training continues", self.metadata_file, error
+            )
+            self._unwritten = metadata
 
-    def write_finals(self, finals: dict[str, Any]) -> None:
+    def write_summary(self, summary: dict[str, Any]) -> None:
         """Write down that the run is over."""
-        atomic_write_json(self._finals, finals)
+        atomic_write_json(self.summary_file, summary)
 
     def await_other_writer(self, wait: float) -> None:
         """Wait until nobody writes here, as a launcher does before it takes GPUs.
@@ -91,11 +86,11 @@ class WorkDir:
         """
         self._acquire(wait)
         self._sweep()
-        self._refuse_earlier_version(self.facts())
+        self._refuse_earlier_version()
         found = self._identity()
         if found is not None and found != identity:
             self._set_aside(found)
-        elif found is None and (self.checkpoints.exists() or self.record.exists()):
+        elif found is None and (self.checkpoints.exists() or self.metrics_log.exists()):
             self._set_aside("unknown")
 
     def has_writer(self) -> bool | None:
@@ -125,7 +120,7 @@ class WorkDir:
 
     def _identity(self) -> str | None:
         """Return whose state is here, from the first file that tells; None if none does."""
-        for known in (self.facts(), _read(self._finals)):
+        for known in (self.metadata(), _read(self.summary_file)):
             if known is not None and isinstance(known.get("identity"), str):
                 return known["identity"]
         if not self.checkpoints.is_dir():
@@ -136,7 +131,7 @@ class WorkDir:
 
     def _sweep(self) -> None:
         """Remove what killed writers left half-written; checkpoints are swept with their folder."""
-        for file in (self._facts, self._finals, self.weights, self.config):
+        for file in (self.metadata_file, self.summary_file, self.weights, self.config):
             for left in self.path.glob(f".{file.name}.*"):
                 with contextlib.suppress(OSError):
                     left.unlink()
@@ -148,8 +143,9 @@ class WorkDir:
                 "stop it, or choose another --work-dir"
             )
 
-    def _refuse_earlier_version(self, facts: dict[str, Any] | None) -> None:
-        if facts is not None and facts.get("schema", 1) < SCHEMA:
+    def _refuse_earlier_version(self) -> None:
+        metadata = self.metadata() or _read(self.path / EARLIER_METADATA)
+        if metadata is not None and metadata.get("schema", 1) < SCHEMA:
             raise UserError(
                 f"{self.path}: holds a run of an earlier version of cae-seg, which this one cannot "
                 "continue; finish it with that version, or move the folder away to train again"
@@ -165,10 +161,10 @@ class WorkDir:
         while stale.exists():
             stale, number = base.with_name(f"{base.name}-{number}"), number + 1
         stale.mkdir(parents=True)
-        # The facts move last: after an interruption, the next start finds a foreign state again.
-        entries = sorted(self.path.iterdir(), key=lambda entry: entry == self._facts)
+        # The metadata moves last: after an interruption, the next start finds a foreign run again.
+        entries = sorted(self.path.iterdir(), key=lambda entry: entry == self.metadata_file)
         for entry in entries:
-            if not entry.name.startswith(_LOCK):
+            if not entry.name.startswith(self.lock.name):
                 os.rename(entry, stale / entry.name)
         logger.warning(
             "%s: held another run (other recipe, checkpoint or data); moved to %s", self.path, stale

@@ -56,7 +56,7 @@ class Sheet:
         names = [row.name for row in self.experiments]
         raise UserError(f"{self.path}: no experiment is named {name!r}; {nearest(name, names)}")
 
-    def run_folder(self, name: str, seed: int) -> Path:
+    def run_dir(self, name: str, seed: int) -> Path:
         """Return the folder of one run."""
         return self.results / name / f"seed_{seed}"
 

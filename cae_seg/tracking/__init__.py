@@ -1,4 +1,4 @@
-"""A run's record → MLflow; the only place that knows MLflow.
+"""A run's metrics → MLflow; the only place that knows MLflow.
 
 Training writes its numbers to files and never waits for a tracker. What is here reads those files
 and brings to MLflow whatever is missing there: `following` while a run trains (servers only),

@@ -6,23 +6,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cae_seg.run.paths import RunFolder
-
-PANELS = "panels"
+from cae_seg.run.paths import RunDir
 
 
-def gather(run: RunFolder, facts: dict[str, Any], metrics: dict[str, Any] | None, to: Path) -> None:
-    """Copy and draw into the folder `to` all that MLflow shows of a run, panels aside."""
-    for path in (run.path / "config.py", run.work / "config.py"):
+def gather(run: RunDir, metadata: dict[str, Any], metrics: dict[str, Any] | None, to: Path) -> None:
+    """Copy and draw into the folder `to` all that MLflow shows of a run but its visualizations."""
+    for path in (run.path / "config.py", run.work.config):
         if path.is_file() and not (to / "config.py").exists():
             shutil.copyfile(path, to / "config.py")
-    for path in (*sorted(run.work.glob("*.log")), *sorted(run.path.glob("*.log"))):
+    for path in (*sorted(run.work.path.glob("*.log")), *sorted(run.path.glob("*.log"))):
         (to / "log").mkdir(exist_ok=True)
         shutil.copyfile(path, to / "log" / path.name)
-    for name in ("run.json", "metrics.json"):
-        if (run.path / name).is_file():
-            shutil.copyfile(run.path / name, to / name)
-    environment = {key: facts.get(key) for key in ("versions", "device", "code", "accelerations")}
+    for path in (run.run_file, run.metrics_file):
+        if path.is_file():
+            shutil.copyfile(path, to / path.name)
+    environment = {
+        key: metadata.get(key) for key in ("versions", "device", "code", "accelerations")
+    }
     (to / "environment.json").write_text(json.dumps(environment, indent=1))
     if metrics is not None:
         _write_per_class(metrics, to)
@@ -39,7 +39,7 @@ def _write_per_class(metrics: dict[str, Any], to: Path) -> None:
     save(draw_classes(metrics["per_class"]), to / "per_class.png")
 
 
-def panels(run: RunFolder) -> dict[str, Path]:
-    """Return the qualitative panels: path below `work/panels` → file."""
-    folder = run.work / PANELS
+def visualizations(run: RunDir) -> dict[str, Path]:
+    """Return the visualizations: path below `work/visualizations` → file."""
+    folder = run.work.visualizations
     return {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file()}

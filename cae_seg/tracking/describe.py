@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cae_seg.run.paths import Record
+from cae_seg.run.paths import MetricsHistory
 
 # Names with a slash are drawn in groups by the UI; mIoU stays plain, it is the column to sort by.
 TRAIN_NAMES = {
@@ -37,13 +37,13 @@ class Point(NamedTuple):
     step: int
 
 
-def curve_points(record: Record) -> list[Point]:
+def curve_points(history: MetricsHistory) -> list[Point]:
     """Return every point that a run logged, in the order of its iterations."""
     points = []
-    for iteration, line in record.train.items():
+    for iteration, line in history.train.items():
         names = ((TRAIN_NAMES.get(name, f"train/{name}"), name) for name in _numbers(line))
         points += [_point(key, line[name], line["time"], iteration) for key, name in names]
-    for iteration, line in record.evaluations.items():
+    for iteration, line in history.evaluations.items():
         points += [_point(n, line[n], line["time"], iteration) for n in SCORES if n in line]
     return sorted(points, key=lambda point: (point.step, point.time))
 
@@ -59,64 +59,66 @@ def _point(key: str, value: float, seconds: float, step: int) -> Point:
     return Point(key, float(value), round(seconds * 1000), step)
 
 
-def final_points(facts: dict[str, Any], metrics: dict[str, Any] | None, time: int) -> list[Point]:
+def final_points(
+    metadata: dict[str, Any], metrics: dict[str, Any] | None, time: int
+) -> list[Point]:
     """Return the scores of the final weights, which are those of the results table."""
     if metrics is None:
         return []
-    step = facts["iterations"]
+    step = metadata["iterations"]
     return [Point(f"final/{name}", float(metrics[name]), time, step) for name in SCORES]
 
 
-def run_name(facts: dict[str, Any]) -> str:
+def run_name(metadata: dict[str, Any]) -> str:
     """Return what the UI lists the run as."""
-    return f"{facts.get('experiment') or facts['config']}_seed{facts['seed']}"
+    return f"{metadata.get('experiment') or metadata['config']}_seed{metadata['seed']}"
 
 
-def parameters(facts: dict[str, Any], labels: dict[str, Any]) -> dict[str, str]:
+def parameters(metadata: dict[str, Any], labels: dict[str, Any]) -> dict[str, str]:
     """Return what decides a run's numbers, by the names of the columns to compare by."""
-    checkpoint = facts.get("checkpoint") or {}
+    checkpoint = metadata.get("checkpoint") or {}
     values = {
         "backbone": labels.get("backbone"),
         "pretraining_method": labels.get("method"),
         "pretraining_epochs": labels.get("pretraining_epochs"),
-        "learning_rate": labels.get("learning_rate", facts["learning_rate"]),
-        "layer_decay": facts.get("layer_decay"),
-        "drop_path": facts.get("drop_path"),
-        "seed": facts["seed"],
-        "batch": facts.get("batch", {}).get("total"),
-        "iterations": facts["iterations"],
-        "deterministic": facts.get("deterministic"),
-        "config": facts["config"],
-        "data_fingerprint": facts.get("data", {}).get("fingerprint"),
+        "learning_rate": labels.get("learning_rate", metadata["learning_rate"]),
+        "layer_decay": metadata.get("layer_decay"),
+        "drop_path": metadata.get("drop_path"),
+        "seed": metadata["seed"],
+        "batch": metadata.get("batch", {}).get("global_batch"),
+        "iterations": metadata["iterations"],
+        "deterministic": metadata.get("deterministic"),
+        "config": metadata["config"],
+        "data_fingerprint": metadata.get("data", {}).get("fingerprint"),
         "checkpoint_sha256": checkpoint.get("sha256"),
         "checkpoint_path": checkpoint.get("path"),
     }
     return {key: str(value)[:6000] for key, value in values.items() if value is not None}
 
 
-def tags(facts: dict[str, Any], labels: dict[str, Any], sheet: Path | None) -> dict[str, str]:
+def tags(metadata: dict[str, Any], labels: dict[str, Any], sheet: Path | None) -> dict[str, str]:
     """Return what may differ between the attempts of one run: machine, batch split, code."""
-    batch, device, code = (facts.get(key) or {} for key in ("batch", "device", "code"))
-    split = "{ranks} × {per_rank}, micro-batch {micro}, accumulation {accumulation}"
+    batch, device, code = (metadata.get(key) or {} for key in ("batch", "device", "code"))
+    split = "{ranks} × {batch_per_rank}, micro-batch {micro_batch}, accumulation {accumulation}"
     values = {
-        "precision": facts.get("precision"),
+        "precision": metadata.get("precision"),
         "device": device.get("name"),
         "device_count": device.get("count"),
         "batch_split": split.format_map({"ranks": 1, "accumulation": 1} | batch)
-        if "per_rank" in batch and "micro" in batch
+        if "batch_per_rank" in batch and "micro_batch" in batch
         else None,
-        "accelerations": ", ".join(facts.get("accelerations") or []) or None,
-        "slurm_job_ids": ", ".join(str(job) for job in facts.get("slurm_job_ids") or []) or None,
-        "attempts": facts.get("attempts"),
-        "gpu_hours": facts.get("gpu_hours"),
+        "accelerations": ", ".join(metadata.get("accelerations") or []) or None,
+        "slurm_job_ids": ", ".join(str(job) for job in metadata.get("slurm_job_ids") or []) or None,
+        "attempts": metadata.get("attempts"),
+        "gpu_hours": metadata.get("gpu_hours"),
         "git_commit": code.get("commit"),
         "git_dirty": code.get("dirty"),
         "code_fingerprint": code.get("fingerprint"),
-        "versions": json.dumps(facts["versions"]) if facts.get("versions") else None,
-        "experiment": facts.get("experiment"),
+        "versions": json.dumps(metadata["versions"]) if metadata.get("versions") else None,
+        "experiment": metadata.get("experiment"),
         "sheet": sheet.stem if sheet else None,
         "published_miou": labels.get("published_miou"),
-        "mlflow.source.name": facts["config"],
+        "mlflow.source.name": metadata["config"],
         "mlflow.source.git.commit": code.get("commit"),
     }
     return {key: str(value)[:5000] for key, value in values.items() if value is not None}
@@ -126,7 +128,7 @@ def dataset_input(data: dict[str, Any]) -> Any:
     """Return the data set of a run as MLflow's dataset input.
 
     Args:
-        data: of the run's facts: fingerprint, root, images by split.
+        data: of the run's metadata: fingerprint, root, images by split.
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -140,13 +142,13 @@ def dataset_input(data: dict[str, Any]) -> Any:
     return DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", "training")])
 
 
-def labels_of(facts: dict[str, Any], sheet: Path | None) -> dict[str, Any]:
+def labels_of(metadata: dict[str, Any], sheet: Path | None) -> dict[str, Any]:
     """Return what the sheet says of a run; nothing if the run is not in it."""
-    if sheet is None or facts.get("experiment") is None:
+    if sheet is None or metadata.get("experiment") is None:
         return {}
     from cae_seg.sheet.reading import load_sheet
 
     for row in load_sheet(sheet).experiments:
-        if row.name == facts["experiment"]:
+        if row.name == metadata["experiment"]:
             return {name: getattr(row, name) for name in LABELS}
     return {}

@@ -16,10 +16,10 @@ from cae_seg.redaction import redact_uri
 from cae_seg.run.paths import open_run
 from cae_seg.tracking.describe import labels_of
 from cae_seg.tracking.store import StoreUnavailable, is_server, tracking_uri
-from cae_seg.tracking.sync import Delivery, insist
+from cae_seg.tracking.sync import RunSync, retry
 
 LONGEST_PAUSE = 300.0
-LAST_WORD_SECONDS = 20.0
+FINAL_FLUSH_SECONDS = 20.0
 SYSTEM_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def following(work_dir: Path, *, sheet: Path | None = None) -> Iterator[None]:
     finally:
         process.stdin.close()
         try:
-            process.wait(LAST_WORD_SECONDS + 15)
+            process.wait(FINAL_FLUSH_SECONDS + 15)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -70,7 +70,7 @@ def follow(
     poll: float = 5.0,
     stop: threading.Event | None = None,
 ) -> dict[str, Any]:
-    """Stream a run's record to MLflow until SIGTERM, Ctrl-C or `stop`.
+    """Stream a run's metrics to MLflow until SIGTERM, Ctrl-C or `stop`.
 
     While the server is away it warns once and tries again with growing pauses; what was missed
     follows in order. What is still missing at the end is left to `track`.
@@ -79,7 +79,7 @@ def follow(
         run_dir: a seed's folder or a work dir; the run may still have to begin.
         sheet: the experiment sheet, for backbone and pretraining.
         uri: MLflow's address; `tracking_uri()` unless told.
-        poll: seconds between two looks at the record.
+        poll: seconds between two looks at the metrics log.
         stop: ends the stream when set.
 
     Returns:
@@ -105,7 +105,7 @@ class _Stream:
 
     def __init__(self, path: Path, sheet: Path | None, uri: str) -> None:
         self._path, self._sheet, self._uri = path, sheet, uri
-        self._delivery: Delivery | None = None
+        self._sync: RunSync | None = None
         self._system: Any = None
         self._warned = False
         self._sent = 0
@@ -113,22 +113,22 @@ class _Stream:
     def advance(self) -> bool:
         """Send what is new; return False while the server is away."""
         run = open_run(self._path)
-        if not run.exists or run.record().begun is None:
+        if not run.exists or run.history().begun is None:
             return True
-        if self._delivery is None:
-            labels = self._labels(run.facts())
-            self._delivery = Delivery(run, self._uri, labels, self._sheet)
+        if self._sync is None:
+            labels = self._labels(run.metadata())
+            self._sync = RunSync(run, self._uri, labels, self._sheet)
         try:
-            self._sent += self._delivery.deliver_live()
+            self._sent += self._sync.sync_live()
         except StoreUnavailable as error:
             self._warn(error)
             return False
         self._watch_system()
         return True
 
-    def _labels(self, facts: dict[str, Any]) -> dict[str, Any]:
+    def _labels(self, metadata: dict[str, Any]) -> dict[str, Any]:
         try:
-            return labels_of(facts, self._sheet)
+            return labels_of(metadata, self._sheet)
         except UserError as error:
             logger.warning("%s; the run is streamed without its labels", error)
             return {}
@@ -146,7 +146,7 @@ class _Stream:
         thread = self._system and self._system._process
         if thread is None or not thread.is_alive():
             self._system = SystemMetricsMonitor(
-                self._delivery.run_id,
+                self._sync.run_id,
                 sampling_interval=SYSTEM_SECONDS,
                 resume_logging=True,
                 tracking_uri=self._uri,
@@ -161,21 +161,21 @@ class _Stream:
         if not run.exists:
             return {"delivered": True, "points_sent": 0}
         try:
-            insist(self._last_word, LAST_WORD_SECONDS)
+            retry(self._final_flush, FINAL_FLUSH_SECONDS)
         except StoreUnavailable as error:
             self._warn(error)
             return {"delivered": False, "points_sent": self._sent}
         return {"delivered": True, "points_sent": self._sent}
 
-    def _last_word(self) -> None:
+    def _final_flush(self) -> None:
         run = open_run(self._path)
-        if self._delivery is None:
-            self._delivery = Delivery(run, self._uri, self._labels(run.facts()), self._sheet)
-        self._delivery.run = run
+        if self._sync is None:
+            self._sync = RunSync(run, self._uri, self._labels(run.metadata()), self._sheet)
+        self._sync.run = run
         if run.finished:
-            self._sent += self._delivery.deliver_all()["points_sent"]
+            self._sent += self._sync.sync_all()["points_sent"]
             return
-        self._sent += self._delivery.deliver_live()
-        events = run.record().events
+        self._sent += self._sync.sync_live()
+        events = run.history().events
         if events and events[-1]["event"] == "stop":
-            self._delivery.pause()
+            self._sync.mark_paused()

@@ -40,12 +40,12 @@ class StoreUnavailable(Exception):
     """MLflow could not be reached or refused.
 
     Attributes:
-        passing: whether waiting may help (a server that is down, a locked database).
+        transient: whether waiting may help (a server that is down, a locked database).
     """
 
-    def __init__(self, message: str, *, passing: bool) -> None:
+    def __init__(self, message: str, *, transient: bool) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.transient = transient
 
 
 def tracking_uri() -> str:
@@ -101,10 +101,10 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
         with FileLock(f"{path}.lock", timeout=LOCK_SECONDS), reaching_mlflow():
             yield
     except Timeout as error:
-        raise StoreUnavailable(f"{path}.lock is held by another process", passing=True) from error
+        raise StoreUnavailable(f"{path}.lock is held by another process", transient=True) from error
     except (OSError, UserError) as error:
         raise StoreUnavailable(
-            f"{path.parent} cannot be written: {error}", passing=False
+            f"{path.parent} cannot be written: {error}", transient=False
         ) from error
 
 
@@ -214,12 +214,14 @@ def reaching_mlflow() -> Iterator[None]:
             "BAD_REQUEST",
             "PERMISSION_DENIED",
         )
-        raise StoreUnavailable(_gist(error), passing=_may_pass(error) and not refused) from error
+        raise StoreUnavailable(
+            _gist(error), transient=_is_transient(error) and not refused
+        ) from error
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise StoreUnavailable(_gist(error), passing=_may_pass(error)) from error
+        raise StoreUnavailable(_gist(error), transient=_is_transient(error)) from error
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     text = str(error).lower()
     return not any(word in text for word in ("readonly database", "unable to open", "malformed"))
 

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, read_json
 from cae_seg.redaction import redact_uri
-from cae_seg.run.paths import Record, RunFolder, find_runs, open_run
+from cae_seg.run.paths import METADATA, RUN, MetricsHistory, RunDir, find_runs, open_run
 from cae_seg.tracking import artifacts
 from cae_seg.tracking.describe import (
     BEGUN,
@@ -93,7 +93,7 @@ def track(
         return _track_one(run, sheet, out, uri, patience)
     runs = find_runs(run_dir)
     if not runs:
-        raise UserError(f"{run_dir}: no run here; name a folder with a run.json or facts.json")
+        raise UserError(f"{run_dir}: no run here; name a folder with a {RUN} or {METADATA}")
     answers = []
     for one in runs:
         answers.append(_track_one(one, sheet, None, uri, patience))
@@ -106,22 +106,22 @@ def track(
 
 
 def _track_one(
-    run: RunFolder, sheet: Path | None, out: Path | None, uri: str, patience: float
+    run: RunDir, sheet: Path | None, out: Path | None, uri: str, patience: float
 ) -> dict[str, Any]:
     out = out or run.path / "tracked.json"
-    facts = run.facts()
-    labels = labels_of(facts, sheet) or _earlier_labels(run)
+    metadata = run.metadata()
+    labels = labels_of(metadata, sheet) or _earlier_labels(run)
     answer = {
         "schema": 1,
-        "experiment": facts.get("experiment"),
-        "seed": facts["seed"],
-        "identity": facts["identity"],
+        "experiment": metadata.get("experiment"),
+        "seed": metadata["seed"],
+        "identity": metadata["identity"],
         "labels": labels,
         "uri": redact_uri(uri),
     }
     try:
-        delivery = Delivery(run, uri, labels, sheet)
-        answer |= {"delivered": True} | insist(delivery.deliver_all, patience)
+        sync = RunSync(run, uri, labels, sheet)
+        answer |= {"delivered": True} | retry(sync.sync_all, patience)
     except StoreUnavailable as error:
         answer |= {"delivered": False, "error": str(error)}
         logger.warning(
@@ -135,12 +135,12 @@ def _track_one(
     return answer
 
 
-def _earlier_labels(run: RunFolder) -> dict[str, Any]:
+def _earlier_labels(run: RunDir) -> dict[str, Any]:
     path = run.path / "tracked.json"
     return read_json(path).get("labels", {}) if path.is_file() else {}
 
 
-def insist(action: Callable[[], T], patience: float) -> T:
+def retry(action: Callable[[], T], patience: float) -> T:
     """Repeat `action` with growing pauses while MLflow is out of reach, for `patience` seconds."""
     deadline, pause = time.monotonic() + patience, 0.25
     while True:
@@ -148,61 +148,59 @@ def insist(action: Callable[[], T], patience: float) -> T:
             return action()
         except StoreUnavailable as error:
             left = deadline - time.monotonic()
-            if not error.passing or left <= 0:
+            if not error.transient or left <= 0:
                 raise
             # Spread out, so that jobs that end together do not come back together.
             time.sleep(min(left, pause * random.uniform(0.5, 1.5)))
             pause = min(LONGEST_PAUSE, pause * 2)
 
 
-class Delivery:
+class RunSync:
     """One run on its way to one MLflow. Every method may raise `StoreUnavailable`."""
 
-    def __init__(
-        self, run: RunFolder, uri: str, labels: dict[str, Any], sheet: Path | None
-    ) -> None:
+    def __init__(self, run: RunDir, uri: str, labels: dict[str, Any], sheet: Path | None) -> None:
         self.run, self.uri, self.labels, self.sheet = run, uri, labels, sheet
         self.run_id: str | None = None
         self._client: Any = None
-        self._there: dict[str, set[int]] = {}
-        self._panels: set[str] = set()
+        self._logged_steps: dict[str, set[int]] = {}
+        self._visualizations: set[str] = set()
 
-    def deliver_all(self) -> dict[str, Any]:
+    def sync_all(self) -> dict[str, Any]:
         """Deliver everything and close the run; return its id and what had to be sent."""
         with self._reaching():
-            facts, record, metrics = self.run.facts(), self.run.record(), self.run.metrics()
-            digest = _digest(self.run, record, self.labels)
-            found = self._find(facts, record)
+            metadata, history, metrics = self.run.metadata(), self.run.history(), self.run.metrics()
+            digest = _digest(self.run, history, self.labels)
+            found = self._find(metadata, history)
             if found is not None and found.data.tags.get(DELIVERED) == digest:
                 return {"run_id": self.run_id, "points_sent": 0}
-            sent = self._deliver(facts, record)
-            sent += self._send_finals(facts, metrics)
-            self._send_files(facts, metrics)
+            sent = self._deliver(metadata, history)
+            sent += self._send_summary(metadata, metrics)
+            self._send_files(metadata, metrics)
             if self.run.finished:
                 self._client.set_terminated(
-                    self.run_id, "FINISHED", _milliseconds(facts.get("ended"))
+                    self.run_id, "FINISHED", _milliseconds(metadata.get("ended"))
                 )
             self._client.set_tag(self.run_id, DELIVERED, digest)
             return {"run_id": self.run_id, "points_sent": sent}
 
-    def deliver_live(self) -> int:
+    def sync_live(self) -> int:
         """Deliver what a run in progress has logged so far; return the number of points sent."""
         with self._reaching():
-            facts, record = self.run.facts(), self.run.record()
+            metadata, history = self.run.metadata(), self.run.history()
             if self.run_id is None:
-                found = self._find(facts, record)
+                found = self._find(metadata, history)
                 if found is not None and found.info.status != "RUNNING":
                     self._client.update_run(self.run_id, status="RUNNING")
-                return self._deliver(facts, record)
-            self._send_panels()
-            return self._send_points(curve_points(record))
+                return self._deliver(metadata, history)
+            self._send_visualizations()
+            return self._send_points(curve_points(history))
 
     def _forget(self) -> None:
         # MLflow may have got more or less than we know: ask anew at the next delivery.
-        self.run_id, self._there, self._panels = None, {}, set()
+        self.run_id, self._logged_steps, self._visualizations = None, {}, set()
 
-    def pause(self) -> None:
-        """Say in MLflow that a run that was stopped in good order will go on."""
+    def mark_paused(self) -> None:
+        """Say in MLflow that a run that was stopped cleanly will go on."""
         with self._reaching():
             self._client.update_run(self.run_id, status="SCHEDULED")
 
@@ -211,37 +209,42 @@ class Delivery:
         """Be alone among the processes that deliver this run; forget what failed."""
         try:
             ensure_store(self.uri)
-            with FileLock(self.run.work / "tracking.lock", timeout=LOCK_SECONDS), reaching_mlflow():
+            with (
+                FileLock(self.run.work.path / "tracking.lock", timeout=LOCK_SECONDS),
+                reaching_mlflow(),
+            ):
                 self._client = self._client or make_client(self.uri)
                 yield
         except Timeout as error:
             self._forget()
-            raise StoreUnavailable("the run is being delivered elsewhere", passing=True) from error
+            raise StoreUnavailable(
+                "the run is being delivered elsewhere", transient=True
+            ) from error
         except StoreUnavailable:
             self._forget()
             raise
 
-    def _deliver(self, facts: dict[str, Any], record: Record) -> int:
+    def _deliver(self, metadata: dict[str, Any], history: MetricsHistory) -> int:
         if self.run_id is None:
-            self._create(facts, record)
-        self._describe(facts, record)
-        self._send_panels()
-        return self._send_points(curve_points(record))
+            self._create(metadata, history)
+        self._describe(metadata, history)
+        self._send_visualizations()
+        return self._send_points(curve_points(history))
 
-    def _find(self, facts: dict[str, Any], record: Record) -> Any | None:
+    def _find(self, metadata: dict[str, Any], history: MetricsHistory) -> Any | None:
         """Look the run up by its identity, and put away the one it replaces.
 
-        Two runs of one identity are told apart by when their records begin: a run that was
-        resumed or is tracked again goes on with the same record, one that was trained again in
+        Two runs of one identity are told apart by when their metrics begin: a run that was
+        resumed or is tracked again continues the same history, one that was trained again in
         the same folder has a new one and takes the old one's place.
         """
         self._experiment = find_experiment(self._client, self.uri)
-        where = f"tags.`{IDENTITY}` = '{facts['identity']}'"
-        begun = self._begun(record).get(BEGUN)
+        where = f"tags.`{IDENTITY}` = '{metadata['identity']}'"
+        begun = self._begun(history).get(BEGUN)
         found = None
         for run in self._client.search_runs([self._experiment], where):
             theirs = run.data.tags.get(BEGUN)
-            if run.info.run_name != run_name(facts):
+            if run.info.run_name != run_name(metadata):
                 continue
             if theirs == begun or begun is None or theirs is None:
                 found = found or run
@@ -249,7 +252,7 @@ class Delivery:
                 self._client.delete_run(run.info.run_id)
         if found is not None:
             self.run_id = found.info.run_id
-            self._there = {
+            self._logged_steps = {
                 key: {m.step for m in self._client.get_metric_history(self.run_id, key)}
                 for key in found.data.metrics
             }
@@ -257,36 +260,36 @@ class Delivery:
 
     def _folder(self) -> str:
         # Hashed, because a filter of MLflow's cannot quote every path.
-        return hashlib.sha256(str(self.run.work.resolve()).encode()).hexdigest()[:16]
+        return hashlib.sha256(str(self.run.work.path.resolve()).encode()).hexdigest()[:16]
 
     @staticmethod
-    def _begun(record: Record) -> dict[str, str]:
-        return {} if record.begun is None else {BEGUN: repr(record.begun)}
+    def _begun(history: MetricsHistory) -> dict[str, str]:
+        return {} if history.begun is None else {BEGUN: repr(history.begun)}
 
-    def _create(self, facts: dict[str, Any], record: Record) -> None:
+    def _create(self, metadata: dict[str, Any], history: MetricsHistory) -> None:
         where = f"tags.`{FOLDER}` = '{self._folder()}' and attributes.status = 'RUNNING'"
         for given_up in self._client.search_runs([self._experiment], where):
             self._client.set_terminated(given_up.info.run_id, "KILLED")
         run = self._client.create_run(
             self._experiment,
-            start_time=_milliseconds(facts.get("started")),
-            tags={IDENTITY: facts["identity"], FOLDER: self._folder()} | self._begun(record),
-            run_name=run_name(facts),
+            start_time=_milliseconds(metadata.get("started")),
+            tags={IDENTITY: metadata["identity"], FOLDER: self._folder()} | self._begun(history),
+            run_name=run_name(metadata),
         )
         self.run_id = run.info.run_id
-        if facts.get("data"):
-            self._client.log_inputs(self.run_id, datasets=[dataset_input(facts["data"])])
+        if metadata.get("data"):
+            self._client.log_inputs(self.run_id, datasets=[dataset_input(metadata["data"])])
 
-    def _describe(self, facts: dict[str, Any], record: Record) -> None:
+    def _describe(self, metadata: dict[str, Any], history: MetricsHistory) -> None:
         from mlflow.entities import Param, RunTag
 
         known = self._client.get_run(self.run_id).data.params
         # A parameter can be written once; what differs from an earlier attempt becomes a tag.
-        wanted = parameters(facts, self.labels)
+        wanted = parameters(metadata, self.labels)
         changed = {f"now.{k}": v for k, v in wanted.items() if known.get(k, v) != v}
-        values = tags(facts, self.labels, self.sheet) | changed
-        values["folder"] = str(self.run.work.resolve())
-        values |= self._begun(record)
+        values = tags(metadata, self.labels, self.sheet) | changed
+        values["folder"] = str(self.run.work.path.resolve())
+        values |= self._begun(history)
         self._client.log_batch(
             self.run_id,
             params=[Param(key, value) for key, value in wanted.items() if key not in known],
@@ -297,49 +300,55 @@ class Delivery:
         """Send the points whose step is not there yet, in order."""
         from mlflow.entities import Metric
 
-        new = [point for point in points if point.step not in self._there.get(point.key, ())]
+        new = [point for point in points if point.step not in self._logged_steps.get(point.key, ())]
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]
             self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in batch])
             for point in batch:
-                self._there.setdefault(point.key, set()).add(point.step)
+                self._logged_steps.setdefault(point.key, set()).add(point.step)
         return len(new)
 
-    def _send_finals(self, facts: dict[str, Any], metrics: dict[str, Any] | None) -> int:
+    def _send_summary(self, metadata: dict[str, Any], metrics: dict[str, Any] | None) -> int:
         """Send the final scores, unless the ones that are there are the same."""
         if metrics is None:
             return 0
         from mlflow.entities import Metric
 
-        time_ = int((self.run.path / "metrics.json").stat().st_mtime * 1000)
+        time_ = int(self.run.metrics_file.stat().st_mtime * 1000)
         known = self._client.get_run(self.run_id).data.metrics
-        points = final_points(facts, metrics, time_)
+        points = final_points(metadata, metrics, time_)
         new = [point for point in points if known.get(point.key) != point.value]
         if new:
             self._client.log_batch(self.run_id, metrics=[Metric(*point) for point in new])
         return len(new)
 
-    def _send_files(self, facts: dict[str, Any], metrics: dict[str, Any] | None) -> None:
+    def _send_files(self, metadata: dict[str, Any], metrics: dict[str, Any] | None) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            artifacts.gather(self.run, facts, metrics, Path(folder))
-            weights = self.run.work / "weights.pth"
+            artifacts.gather(self.run, metadata, metrics, Path(folder))
+            weights = self.run.work.weights
             if self.run.finished and weights.is_file():
                 write_model(weights, Path(folder) / NAME)
             self._client.log_artifacts(self.run_id, folder)
 
-    def _send_panels(self) -> None:
-        for name, path in artifacts.panels(self.run).items():
-            if name not in self._panels:
-                folder = str(Path(artifacts.PANELS, name).parent)
+    def _send_visualizations(self) -> None:
+        for name, path in artifacts.visualizations(self.run).items():
+            if name not in self._visualizations:
+                folder = str(Path("visualizations", name).parent)
                 self._client.log_artifact(self.run_id, str(path), folder)
-                self._panels.add(name)
+                self._visualizations.add(name)
 
 
 def _milliseconds(moment: str | None) -> int | None:
     return round(datetime.fromisoformat(moment).timestamp() * 1000) if moment else None
 
 
-def _digest(run: RunFolder, record: Record, labels: dict[str, Any]) -> str:
+def _digest(run: RunDir, history: MetricsHistory, labels: dict[str, Any]) -> str:
     """Name the state of a run's files, so that a run that is all there costs one question."""
-    state = [run.facts(), run.metrics(), labels, list(artifacts.panels(run)), record.last_time]
+    state = [
+        run.metadata(),
+        run.metrics(),
+        labels,
+        list(artifacts.visualizations(run)),
+        history.last_time,
+    ]
     return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()

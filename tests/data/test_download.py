@@ -14,7 +14,7 @@ CONTENT = bytes(range(256)) * 2000
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves one file, badly where told so."""
+    """Serves one file, badly where error so."""
 
     daemon_threads = True
     content, tag, ranges, status = CONTENT, '"one"', True, 200
@@ -134,9 +134,9 @@ def test_refusal_is_told(server, tmp_path):
 
 def test_nobody_there(server, tmp_path):
     url = "http://127.0.0.1:9/ade.zip"
-    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/ade\.zip: cannot be downloaded") as told:
+    with pytest.raises(UserError, match=r"127\.0\.0\.1:9/ade\.zip: cannot be downloaded") as error:
         download(url, tmp_path / "ade.zip")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("url", ["ftp://host/ade.zip", "s3://bucket/ade.zip"])

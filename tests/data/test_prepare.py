@@ -19,7 +19,7 @@ from cae_seg.data.prepare.index import check_unchanged, index_path
 from cae_seg.data.prepare.manifest import Manifest, load_manifest, save_manifest
 from cae_seg.data.prepare.prepare import prepare
 from cae_seg.engine.job import TrainJob
-from cae_seg.engine.validate import check_job
+from cae_seg.engine.validate import validate_job
 from cae_seg.errors import UserError
 
 EXPECTED = {"training": 3, "validation": 2}
@@ -164,7 +164,7 @@ def test_interrupted_anywhere_the_next_start_ends_well(
     if again:
         prepare(str(archive), *place)
         archive = zip_tree(make_tree(tmp_path / "other", seed=1), archive)
-    wanted = prepare(str(archive), tmp_path / "calm", tmp_path / "calm" / "m.json").fingerprint
+    wanted = prepare(str(archive), tmp_path / "whole", tmp_path / "whole" / "m.json").fingerprint
     with monkeypatch.context() as patch:
         interrupt(patch, *moment)
         with contextlib.suppress(Interrupt):
@@ -413,7 +413,7 @@ class TestChangesAfterPreparation:
         config.touch()
         job = TrainJob(config=config, work_dir=tmp_path / "w", out=None, data=place[1])
         with pytest.raises(UserError, match="changed since"):
-            check_job(job)
+            validate_job(job)
         assert not (tmp_path / "w").exists()
 
     def test_an_edit_that_hides_its_time_is_found_on_request(self, archive, place, capsys):

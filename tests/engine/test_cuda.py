@@ -7,7 +7,7 @@ import torch
 
 from cae_seg.engine.job import DONE
 from cae_seg.launch.launcher import launch_train
-from cae_seg.run.paths import read_record
+from cae_seg.run.paths import read_history
 
 pytestmark = pytest.mark.gpu
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 def _needs_gpu(monkeypatch, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    monkeypatch.setenv("CAE_SEG_LEASE_DIR", str(tmp_path / "leases"))
+    monkeypatch.setenv("CAE_SEG_GPU_LOCK_DIR", str(tmp_path / "leases"))
     (tmp_path / "leases").mkdir(mode=0o700)
 
 
@@ -25,7 +25,7 @@ def weights(job):
 
 
 def losses(job):
-    return [line["loss"] for line in read_record(job.work_dir / "record.jsonl").train.values()]
+    return [line["loss"] for line in read_history(job.work_dir / "metrics.jsonl").train.values()]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
@@ -48,17 +48,17 @@ def test_deterministic_runs_are_identical(make_job):
 def test_scaler_survives_a_resume(make_job):
     """The loss scale of an interrupted fp16 run is that of an undisturbed one."""
     from cae_seg.launch import rank
-    from cae_seg.run.deadline import StopRequest
+    from cae_seg.run.deadline import StopSignal
 
-    calm = make_job("calm", device="cuda", deterministic=True)
-    assert launch_train(calm) == DONE
+    baseline = make_job("baseline", device="cuda", deterministic=True)
+    assert launch_train(baseline) == DONE
     job = make_job("stopped", device="cuda", deterministic=True, time_budget=1e-4)
     assert launch_train(job) == 75
     assert (
-        rank.run(make_job("stopped", device="cuda", deterministic=True), "cuda", StopRequest())
+        rank.run(make_job("stopped", device="cuda", deterministic=True), "cuda", StopSignal())
         == DONE
     )
-    first, second = weights(calm), weights(job)
+    first, second = weights(baseline), weights(job)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from data.ade_tree import make_tree, zip_tree
-from made_up_runs import make_run
+from fake_runs import make_run
 
 from cae_seg.cli import main
 from cae_seg.engine.build import build_backbone

@@ -11,7 +11,7 @@ from cae_seg.engine.job import DONE, STOPPED, TrainJob
 from cae_seg.errors import UserError
 from cae_seg.launch import rank
 from cae_seg.launch.launcher import launch_train
-from cae_seg.run.paths import read_record
+from cae_seg.run.paths import read_history
 
 HOOKS = """
 import torch
@@ -114,7 +114,7 @@ def test_a_run_in_pieces_equals_one_in_one_piece(make_job, hooked, hooks, more):
     train_in_pieces(pieces)
     assert same(weights(whole), weights(pieces))
     assert losses(whole) == losses(pieces)
-    records = [read_record(job.work_dir / "record.jsonl") for job in (whole, pieces)]
+    records = [read_history(job.work_dir / "metrics.jsonl") for job in (whole, pieces)]
     scores = [{i: e["mIoU"] for i, e in record.evaluations.items()} for record in records]
     assert scores[0] == scores[1]
     kept, again = files(whole), files(pieces)

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import threading
 
 import pytest
@@ -33,6 +34,39 @@ def test_report_says_what_is_taken(checkpoint, config, tmp_path):
     assert report["sha256"] == sha256_file(checkpoint)
     assert report["loaded"] > 50
     assert "fpn1" in report["summary"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "removed", "doubt"),
+    [
+        ({}, (), None),
+        ({"model.backbone.init_values": 0.1}, ("gamma",), "layer scale starts at 0.1"),
+        ({"model.backbone.init_values": 1.0}, ("gamma",), None),
+        ({"model.data_preprocessor.mean": [127.5] * 3}, (), r"the mean \(127.5, 127.5, 127.5\)"),
+    ],
+    ids=["none", "layer scale", "layer scale of one", "normalisation"],
+)
+def test_what_hardly_was_meant_is_said(overrides, removed, doubt, checkpoint, config, tmp_path):
+    state = torch.load(checkpoint)["model"]
+    kept = {name: value for name, value in state.items() if not any(r in name for r in removed)}
+    torch.save({"model": kept}, tmp_path / "c.pth")
+    report = inspect_checkpoint(
+        str(tmp_path / "c.pth"), config, tmp_path / "report.json", cfg_options=overrides
+    )
+    doubts = report["doubts"]
+    assert len(doubts) == (doubt is not None)
+    if doubt is not None:
+        assert re.search(doubt, doubts[0])
+        assert f"warning: {doubts[0]}" in report["summary"]
+
+
+def test_a_grid_far_off_is_said(config, checkpoint, tmp_path):
+    state = torch.load(checkpoint)["model"]
+    width = state["encoder.pos_embed"].shape[2]
+    state["encoder.pos_embed"] = torch.zeros(1, 1 + 40 * 40, width)
+    torch.save({"model": state}, tmp_path / "c.pth")
+    report = inspect_checkpoint(str(tmp_path / "c.pth"), config, tmp_path / "report.json")
+    assert "compare img_size and patch_size" in report["summary"]
 
 
 def test_report_stands_for_the_checkpoint(checkpoint, config, make_job, tmp_path):

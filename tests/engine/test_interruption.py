@@ -27,7 +27,7 @@ from tiny_runs import job_in
 from waiting import WAIT_SECONDS, wait_until
 
 from cae_seg.engine.job import TrainJob
-from cae_seg.run.paths import read_record
+from cae_seg.run.paths import read_history
 
 KILLS = 8
 
@@ -36,18 +36,18 @@ KILLS = 8
 def pair(tmp_path_factory, config, manifest) -> TrainJob:
     """An uninterrupted run on two ranks."""
     job = job_in(tmp_path_factory.mktemp("pair"), config, manifest, gpus=2)
-    code, said = run(job)
-    assert code == 0, said
+    code, output = run(job)
+    assert code == 0, output
     return job
 
 
 def test_two_ranks_train_what_one_process_does(pair, undisturbed):
-    ours, theirs = (read_record(job.work_dir / "record.jsonl") for job in (pair, undisturbed))
+    ours, theirs = (read_history(job.work_dir / "metrics.jsonl") for job in (pair, undisturbed))
     for iteration, line in theirs.train.items():
         assert ours.train[iteration]["loss"] == pytest.approx(line["loss"], rel=1e-4)
     for iteration, line in theirs.evaluations.items():
         assert ours.evaluations[iteration]["mIoU"] == pytest.approx(line["mIoU"], abs=0.5)
-    assert json.loads(pair.out.read_text())["batch"]["per_rank"] == 8
+    assert json.loads(pair.out.read_text())["batch"]["batch_per_rank"] == 8
     identities = {json.loads(job.out.read_text())["identity"] for job in (pair, undisturbed)}
     assert len(identities) == 1
 
@@ -56,15 +56,15 @@ def test_signal_to_the_launcher_stops_all_ranks_in_order(make_job, pair, gated):
     job = make_job(gpus=2, config=gated)
     with started_and_held(job, 2) as process:
         process.send_signal(signal.SIGTERM)
-        code, said = finish(process)
-    assert code == 75, said
-    assert "stopped in good order" in said
+        code, output = finish(process)
+    assert code == 75, output
+    assert "stopped cleanly" in output
     stopped_at = trained(job)
     assert (job.work_dir / "checkpoints" / f"iter_{stopped_at}.pth").is_file()
-    code, said = run(job)
-    assert code == 0, said
+    code, output = run(job)
+    assert code == 0, output
     assert same(weights(job), weights(pair))
-    events = read_record(job.work_dir / "record.jsonl").events
+    events = read_history(job.work_dir / "metrics.jsonl").events
     resumed = next(event for event in events if event["event"] == "resume")
     assert resumed["iteration"] == stopped_at
 
@@ -74,12 +74,12 @@ def test_killed_rank_ends_the_run_and_nothing_is_lost(make_job, pair, gated):
     job = make_job(gpus=2, config=gated)
     with started_and_held(job, 4) as process:
         ranks_of(process)[-1].kill()
-        code, said = finish(process)
+        code, output = finish(process)
     assert code == 1
-    assert "was killed by SIGKILL" in said
-    assert "Traceback" not in said
-    code, said = run(job)
-    assert code == 0, said
+    assert "was killed by SIGKILL" in output
+    assert "Traceback" not in output
+    code, output = run(job)
+    assert code == 0, output
     assert same(weights(job), weights(pair))
 
 
@@ -93,8 +93,8 @@ def test_killed_launcher_takes_its_ranks_with_it(make_job, pair, gated):
         process.wait()
         _, alive = psutil.wait_procs(ranks, timeout=WAIT_SECONDS)
         assert not alive
-    code, said = run(job)
-    assert code == 0, said
+    code, output = run(job)
+    assert code == 0, output
     assert same(weights(job), weights(pair))
 
 
@@ -114,8 +114,8 @@ def test_killed_at_random_moments_while_saving_all_the_time(make_job, undisturbe
         process.kill()
         process.wait()
         process.stderr.close()
-    code, said = run(job)
-    assert code == 0, said
+    code, output = run(job)
+    assert code == 0, output
     assert same(weights(job), weights(undisturbed))
     assert (
         json.loads(job.out.read_text())["evaluations"]
@@ -132,9 +132,9 @@ def limited(kilobytes: int) -> tuple[str, ...]:
 def test_full_disk_costs_checkpoints_but_not_the_run(make_job, undisturbed):
     size = (undisturbed.work_dir / "weights.pth").stat().st_size // 1024
     job = make_job("tight")
-    code, said = run(job, limited(2 * size))
-    assert code == 0, said
-    assert "the older checkpoints stay" in said
+    code, output = run(job, limited(2 * size))
+    assert code == 0, output
+    assert "the older checkpoints stay" in output
     assert same(weights(job), weights(undisturbed))
 
 
@@ -142,11 +142,11 @@ def test_full_disk_costs_checkpoints_but_not_the_run(make_job, undisturbed):
 def test_full_disk_at_the_end_is_one_line(make_job, undisturbed):
     size = (undisturbed.work_dir / "weights.pth").stat().st_size // 1024
     job = make_job("full")
-    code, said = run(job, limited(size // 2))
+    code, output = run(job, limited(size // 2))
     assert code == 2
-    assert said.splitlines()[-1].startswith("cae-seg: error: ")
-    assert "weights.pth: cannot be written" in said
-    assert "Traceback" not in said
+    assert output.splitlines()[-1].startswith("cae-seg: error: ")
+    assert "weights.pth: cannot be written" in output
+    assert "Traceback" not in output
     assert not job.out.exists()
 
 
@@ -156,12 +156,12 @@ def test_second_writer_waits_and_finds_the_run_finished(make_job, pair, gated):
     with started_and_held(job, 1) as first:
         second = start(job)
         assert any("waiting for" in line for line in iter(second.stderr.readline, ""))
-    code, said = finish(first)
-    assert code == 0, said
-    code, said = finish(second)
-    assert code == 0, said
-    assert "finished before" in said
-    events = read_record(job.work_dir / "record.jsonl").events
+    code, output = finish(first)
+    assert code == 0, output
+    code, output = finish(second)
+    assert code == 0, output
+    assert "finished before" in output
+    events = read_history(job.work_dir / "metrics.jsonl").events
     assert [event["event"] for event in events].count("start") == 1
     assert same(weights(job), weights(pair))
 
@@ -170,10 +170,10 @@ def test_mistake_found_by_ranks_is_one_line(make_job, tmp_path):
     wrong = tmp_path / "wrong.pth"
     torch.save({"model": {"encoder.patch_embed.proj.weight": torch.zeros(7, 3, 16, 16)}}, wrong)
     job = make_job(gpus=2, pretrained=wrong)
-    code, said = run(job)
+    code, output = run(job)
     assert code == 2
-    assert said.count("cae-seg: error:") == 1
-    assert "Traceback" not in said
+    assert output.count("cae-seg: error:") == 1
+    assert "Traceback" not in output
     assert not job.work_dir.exists()
 
 
@@ -217,7 +217,9 @@ def test_published_command_lines(config, manifest, tmp_path):
         "--show-dir",
         show,
     ]
-    said = subprocess.run([str(part) for part in test], check=True, capture_output=True, text=True)
+    output = subprocess.run(
+        [str(part) for part in test], check=True, capture_output=True, text=True
+    )
     last = json.loads((work / "run.json").read_text())["evaluations"][-1]
-    assert f"mIoU {last['mIoU']:.2f}" in said.stderr + said.stdout
+    assert f"mIoU {last['mIoU']:.2f}" in output.stderr + output.stdout
     assert len(list(show.iterdir())) == 5

@@ -19,7 +19,7 @@ from interruptions import (
 
 from cae_seg.engine.job import DONE, EvaluateJob
 from cae_seg.launch.launcher import launch_evaluate
-from cae_seg.run.paths import read_record
+from cae_seg.run.paths import read_history
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def test_three_ranks_with_parts_that_take_no_part_resume_to_the_bit(make_job, un
     assert same(weights(whole), weights(pieces))
     assert losses(whole) == losses(pieces)
     assert len(losses(whole)) == 8
-    scores = [read_record(job.work_dir / "record.jsonl").evaluations for job in (whole, pieces)]
+    scores = [read_history(job.work_dir / "metrics.jsonl").evaluations for job in (whole, pieces)]
     assert [e["mIoU"] for e in scores[0].values()] == [e["mIoU"] for e in scores[1].values()]
 
 

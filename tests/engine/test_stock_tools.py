@@ -34,8 +34,8 @@ def test_stock_tools_train_and_test_and_ours_agrees(config, manifest, tmp_path):
     work = tmp_path / "stock"
     stock("train.py", config, "--work-dir", work, *options, *short, "train_cfg.val_interval=12")
     weights = work / "iter_12.pth"
-    said = stock("test.py", config, weights, "--work-dir", tmp_path / "test", *options)
-    theirs = float(re.findall(r"mIoU: ([\d.]+)", said)[-1])
+    output = stock("test.py", config, weights, "--work-dir", tmp_path / "test", *options)
+    theirs = float(re.findall(r"mIoU: ([\d.]+)", output)[-1])
     job = EvaluateJob(
         config=config, weights=weights, data=manifest, device="cpu", out=tmp_path / "ours.json"
     )

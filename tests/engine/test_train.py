@@ -17,8 +17,8 @@ from cae_seg.launch import rank
 from cae_seg.launch.launcher import launch_evaluate, launch_train
 from cae_seg.models.accelerate import FAST_PATHS
 from cae_seg.run.checkpoints import save_checked
-from cae_seg.run.deadline import StopRequest
-from cae_seg.run.paths import read_record
+from cae_seg.run.deadline import StopSignal
+from cae_seg.run.paths import read_history
 
 
 @pytest.fixture
@@ -30,12 +30,12 @@ def copied(undisturbed, tmp_path) -> TrainJob:
 
 def test_run_leaves_what_the_workflow_declares(undisturbed):
     run = json.loads(undisturbed.out.read_text())
-    assert run["schema"] == 2
+    assert run["schema"] == 3
     assert run["iterations"] == 8
     assert run["batch"] == {
-        "total": 16,
-        "per_rank": 16,
-        "micro": 16,
+        "global_batch": 16,
+        "batch_per_rank": 16,
+        "micro_batch": 16,
         "accumulation": 1,
         "ranks": 1,
     }
@@ -98,10 +98,10 @@ def test_stopped_anywhere_and_gone_on_is_bit_identical(make_job, undisturbed):
 def test_signal_loses_no_iteration(make_job):
     job = make_job("signal")
     assert rank.run(job, "cpu", StopAfter(2)) == STOPPED
-    done = max(read_record(job.work_dir / "record.jsonl").train)
+    done = max(read_history(job.work_dir / "metrics.jsonl").train)
     assert (job.work_dir / "checkpoints" / f"iter_{done}.pth").is_file()
-    assert rank.run(job, "cpu", StopRequest()) == DONE
-    lines = (job.work_dir / "record.jsonl").read_text().splitlines()
+    assert rank.run(job, "cpu", StopSignal()) == DONE
+    lines = (job.work_dir / "metrics.jsonl").read_text().splitlines()
     trained = [json.loads(line)["iteration"] for line in lines if '"train"' in line]
     assert trained == list(range(1, 9))
 
@@ -128,7 +128,7 @@ def test_micro_batches_are_recorded(make_job):
     job = make_job("micro", iterations=2, images_per_gpu=5)
     assert launch_train(job) == DONE
     batch = json.loads(job.out.read_text())["batch"]
-    assert (batch["micro"], batch["accumulation"], batch["per_rank"]) == (4, 4, 16)
+    assert (batch["micro_batch"], batch["accumulation"], batch["batch_per_rank"]) == (4, 4, 16)
 
 
 def test_evaluate_repeats_the_last_evaluation_of_training(undisturbed, tmp_path):
@@ -187,7 +187,7 @@ def test_truncated_newest_checkpoint_falls_back_on_the_one_before(make_job, undi
     kept[-1].write_bytes(kept[-1].read_bytes()[:-1000])
     assert launch_train(job) == DONE
     assert same(weights(job), weights(undisturbed))
-    events = read_record(job.work_dir / "record.jsonl").events
+    events = read_history(job.work_dir / "metrics.jsonl").events
     assert any(e["event"] == "warning" and "truncated" in e["message"] for e in events)
 
 
@@ -230,18 +230,19 @@ def test_second_writer_is_refused(make_job, copied):
 
 
 def test_a_run_from_a_gpu_does_not_continue_on_the_cpu_unasked(copied):
-    facts = json.loads((copied.work_dir / "facts.json").read_text())
-    facts["device"] = {"type": "cuda", "name": "NVIDIA H100", "count": 1}
-    (copied.work_dir / "facts.json").write_text(json.dumps(facts))
+    metadata = json.loads((copied.work_dir / "run_metadata.json").read_text())
+    metadata["device"] = {"type": "cuda", "name": "NVIDIA H100", "count": 1}
+    (copied.work_dir / "run_metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(UserError, match="began on NVIDIA H100, but torch sees no GPU"):
         launch_train(dataclasses.replace(copied, device="auto"))
     assert launch_train(copied) == DONE
 
 
 def test_a_run_of_an_earlier_version_is_named_and_left_alone(copied):
-    for name in ("facts.json", "finals.json"):
-        facts = json.loads((copied.work_dir / name).read_text()) | {"schema": 1, "identity": "old"}
-        (copied.work_dir / name).write_text(json.dumps(facts))
+    metadata = json.loads((copied.work_dir / "run_metadata.json").read_text())
+    (copied.work_dir / "facts.json").write_text(json.dumps(metadata | {"schema": 1}))
+    for name in ("run_metadata.json", "summary.json"):
+        (copied.work_dir / name).unlink()
     before = {path: path.read_bytes() for path in copied.work_dir.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match="run of an earlier version of cae-seg"):
         launch_train(copied)
@@ -274,7 +275,7 @@ def test_late_resume_reads_the_images_of_its_own_iterations_only(make_job, monke
     )
     assert rank.run(job, "cpu", StopAfter(1)) == STOPPED
     assert len(read) == 16  # one batch
-    assert max(read_record(job.work_dir / "record.jsonl").train) == 150_001
+    assert max(read_history(job.work_dir / "metrics.jsonl").train) == 150_001
 
 
 def test_published_option_names_the_checkpoint(make_job, tmp_path):

@@ -13,15 +13,15 @@ import torch
 from cae_seg.engine.batch import split_batch
 from cae_seg.engine.job import EvaluateJob, TrainJob, decode, encode
 from cae_seg.engine.precision import choose_precision
-from cae_seg.engine.validate import check_job, parse_learning_rate
+from cae_seg.engine.validate import parse_learning_rate, validate_job
 from cae_seg.errors import UserError
-from cae_seg.launch.gpus import lease_gpus
+from cae_seg.launch.gpus import acquire_gpus
 from cae_seg.machine import Placement, place
 from cae_seg.run.checkpoints import Checkpoints, load_state, verify
-from cae_seg.run.deadline import Budget, deadline_of, slurm_end
+from cae_seg.run.deadline import TimeBudget, deadline_of, slurm_end
 from cae_seg.run.locks import FileLock
-from cae_seg.run.metrics_log import RecordWriter, working_seconds
-from cae_seg.run.paths import read_record
+from cae_seg.run.metrics_log import MetricsLogger, working_seconds
+from cae_seg.run.paths import read_history
 
 STATE = {"meta": {"iteration": 3}, "state_dict": {"w": torch.arange(5.0)}, "optimizer": {"lr": 0.1}}
 
@@ -77,26 +77,26 @@ def test_lock_excludes_and_a_killed_owner_frees_it_at_once(tmp_path, hold):
     assert FileLock(tmp_path / "lock").acquire()
 
 
-def test_leases_are_disjoint_and_a_crash_frees_them(tmp_path, hold):
+def test_gpu_allocations_are_disjoint_and_a_crash_frees_them(tmp_path, hold):
     devices = [str(number) for number in range(8)]
-    first = lease_gpus(4, devices, tmp_path)
-    second = lease_gpus(4, devices, tmp_path)
+    first = acquire_gpus(4, devices, tmp_path)
+    second = acquire_gpus(4, devices, tmp_path)
     assert sorted(first.devices + second.devices) == devices
     first.release()
-    assert lease_gpus(4, devices, tmp_path).devices == first.devices
+    assert acquire_gpus(4, devices, tmp_path).devices == first.devices
     second.release()
     holder = hold(tmp_path / f"gpu_{second.devices[0]}.lock")
-    assert second.devices[0] not in lease_gpus(3, second.devices, tmp_path).devices
+    assert second.devices[0] not in acquire_gpus(3, second.devices, tmp_path).devices
     holder.kill()
     holder.wait()
-    assert lease_gpus(1, second.devices, tmp_path).devices == second.devices[:1]
+    assert acquire_gpus(1, second.devices, tmp_path).devices == second.devices[:1]
 
 
 def test_more_gpus_than_present():
     with pytest.raises(UserError, match="--gpus 4: only 2 present"):
         place("auto", 4, 2)
     with pytest.raises(UserError, match="only 2 present"):
-        lease_gpus(3, ["0", "1"])
+        acquire_gpus(3, ["0", "1"])
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_no_gpu_where_one_is_needed():
 
 def test_batch_is_kept_whatever_the_ranks():
     assert split_batch(16, 8, None).as_dict() == {
-        "total": 16,
-        "per_rank": 2,
-        "micro": 2,
+        "global_batch": 16,
+        "batch_per_rank": 2,
+        "micro_batch": 2,
         "accumulation": 1,
         "ranks": 8,
     }
-    assert (split_batch(16, 1, 6).micro, split_batch(16, 1, 6).accumulation) == (4, 4)
+    assert (split_batch(16, 1, 6).micro_batch, split_batch(16, 1, 6).accumulation) == (4, 4)
     with pytest.raises(UserError, match="cannot be shared evenly by 3"):
         split_batch(16, 3, None)
     with pytest.raises(UserError, match="batch norm needs two images"):
@@ -185,7 +185,7 @@ def test_an_option_that_another_argument_replaces_is_refused(tmp_path, key, argu
     with pytest.raises(
         UserError, match=f"{key}: is replaced by --{next(iter(argument)).replace('_', '-')}"
     ):
-        check_job(job)
+        validate_job(job)
 
 
 def test_folder_that_cannot_be_written(tmp_path):
@@ -194,20 +194,20 @@ def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     job = TrainJob(config=config, work_dir=tmp_path / "file" / "work")
     with pytest.raises(UserError, match="is a file where a folder is needed"):
-        check_job(job)
+        validate_job(job)
 
 
 def test_record_survives_a_torn_line(tmp_path):
-    path = tmp_path / "record.jsonl"
-    record = RecordWriter(path)
-    record.event("start", iteration=0)
-    record.write("train", iteration=1, loss=2.0)
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsLogger(path)
+    metrics.event("start", iteration=0)
+    metrics.write("train", iteration=1, loss=2.0)
     with open(path, "a") as stream:
         stream.write('{"kind": "train", "iterat')
-    record = RecordWriter(path)
-    record.write("train", iteration=1, loss=float("nan"))
-    record.write("train", iteration=2, loss=1.0)
-    found = read_record(path)
+    metrics = MetricsLogger(path)
+    metrics.write("train", iteration=1, loss=float("nan"))
+    metrics.write("train", iteration=2, loss=1.0)
+    found = read_history(path)
     assert found.train[1]["loss"] is None
     assert list(found.train) == [1, 2]
     for line in path.read_text().splitlines()[3:]:
@@ -215,17 +215,17 @@ def test_record_survives_a_torn_line(tmp_path):
 
 
 def test_working_time_leaves_out_the_pauses(tmp_path):
-    record = RecordWriter(tmp_path / "record.jsonl")
+    metrics = MetricsLogger(tmp_path / "metrics.jsonl")
     moments = {0: "start", 10: None, 100: "resume", 105: None, 107: "finish"}
     for moment, event in moments.items():
         extra = {"event": event} if event else {}
-        record.write("event" if event else "train", time=moment, iteration=moment, **extra)
-    assert working_seconds(read_record(tmp_path / "record.jsonl")) == 17
+        metrics.write("event" if event else "train", time=moment, iteration=moment, **extra)
+    assert working_seconds(read_history(tmp_path / "metrics.jsonl")) == 17
 
 
 def test_checkpoints_keep_two_and_tell(tmp_path):
-    record = RecordWriter(tmp_path / "record.jsonl")
-    checkpoints = Checkpoints(tmp_path / "checkpoints", record)
+    metrics = MetricsLogger(tmp_path / "metrics.jsonl")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", metrics)
     for iteration in (9, 10, 11):
         assert checkpoints.save(iteration, STATE).size > 0
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
@@ -233,7 +233,7 @@ def test_checkpoints_keep_two_and_tell(tmp_path):
         "iter_11.pth",
     ]
     assert checkpoints.newest().name == "iter_11.pth"
-    events = read_record(tmp_path / "record.jsonl").events
+    events = read_history(tmp_path / "metrics.jsonl").events
     assert [event["iteration"] for event in events] == [9, 10, 11]
     assert all(event["bytes"] > 0 and event["seconds"] >= 0 for event in events)
     assert torch.equal(
@@ -243,7 +243,7 @@ def test_checkpoints_keep_two_and_tell(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(500)])
 def test_what_is_no_checkpoint_is_passed_over(tmp_path, content):
-    checkpoints = Checkpoints(tmp_path, RecordWriter(tmp_path / "record.jsonl"))
+    checkpoints = Checkpoints(tmp_path, MetricsLogger(tmp_path / "metrics.jsonl"))
     checkpoints.save(1, STATE)
     (tmp_path / "iter_2.pth").write_bytes(content)
     with pytest.raises(UserError, match="no checkpoint"):
@@ -253,7 +253,7 @@ def test_what_is_no_checkpoint_is_passed_over(tmp_path, content):
 
 
 def test_half_written_file_is_swept_away(tmp_path):
-    checkpoints = Checkpoints(tmp_path, RecordWriter(None))
+    checkpoints = Checkpoints(tmp_path, MetricsLogger(None))
     (tmp_path / ".iter_2.pth.abc").write_bytes(b"half")
     checkpoints.sweep()
     assert list(tmp_path.iterdir()) == []
@@ -265,9 +265,9 @@ def test_full_disk_keeps_the_older_checkpoints(tmp_path):
         "import resource, signal, sys, torch\n"
         "from pathlib import Path\n"
         "from cae_seg.run.checkpoints import Checkpoints\n"
-        "from cae_seg.run.metrics_log import RecordWriter\n"
+        "from cae_seg.run.metrics_log import MetricsLogger\n"
         "folder = Path(sys.argv[1])\n"
-        "checkpoints = Checkpoints(folder, RecordWriter(folder / 'record.jsonl'))\n"
+        "checkpoints = Checkpoints(folder, MetricsLogger(folder / 'metrics.jsonl'))\n"
         "assert checkpoints.save(1, {'w': torch.zeros(10)})\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, -1))\n"
@@ -275,24 +275,24 @@ def test_full_disk_keeps_the_older_checkpoints(tmp_path):
         "assert checkpoints.newest().name == 'iter_1.pth'\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["iter_1.pth", "record.jsonl"]
-    warning = read_record(tmp_path / "record.jsonl").events[-1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["iter_1.pth", "metrics.jsonl"]
+    warning = read_history(tmp_path / "metrics.jsonl").events[-1]
     assert warning["event"] == "warning"
     assert "cannot be written" in warning["message"]
 
 
 def test_budget_leaves_time_for_a_checkpoint():
     now = [0.0]
-    budget = Budget(100.0, save_seconds=10.0, clock=lambda: now[0])
-    budget.iterated(1.0)
-    assert not budget.exhausted()
-    budget.saved(40.0)
-    budget.evaluated(30.0)
-    assert not budget.exhausted()
-    assert budget.forbids_evaluation()
+    budget = TimeBudget(100.0, save_seconds=10.0, clock=lambda: now[0])
+    budget.update_step(1.0)
+    assert not budget.should_stop()
+    budget.update_save(40.0)
+    budget.update_eval(30.0)
+    assert not budget.should_stop()
+    assert not budget.has_time_for_eval()
     now[0] = 40.0
-    assert budget.exhausted()
-    assert not Budget(None).exhausted()
+    assert budget.should_stop()
+    assert not TimeBudget(None).should_stop()
 
 
 def test_deadline_is_the_earlier_of_budget_and_slurm(monkeypatch):
@@ -318,5 +318,7 @@ def test_waiting_for_a_lock_reports_the_owner_once_and_ends(tmp_path, hold):
 
 def test_launcher_starts_without_loading_torch():
     code = "import sys, cae_seg.launch.launcher; print('torch' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert said.stdout.strip() == "False"
+    output = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert output.stdout.strip() == "False"

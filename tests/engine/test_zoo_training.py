@@ -13,7 +13,7 @@ from cae_seg.engine.job import DONE, STOPPED, TrainJob
 from cae_seg.errors import UserError
 from cae_seg.launch import rank
 from cae_seg.launch.launcher import launch_train
-from cae_seg.run.paths import read_record
+from cae_seg.run.paths import read_history
 
 SIDE = 64
 SMALL_IMAGES = {
@@ -82,13 +82,15 @@ def check(name: str, options: dict, folder: Path, manifest: Path) -> None:
     )
     assert launch_train(whole) == DONE
     assert rank.run(pieces, "cpu", StopAfter(2)) == STOPPED
-    stopped_at = max(read_record(pieces.work_dir / "record.jsonl").train)
+    stopped_at = max(read_history(pieces.work_dir / "metrics.jsonl").train)
     assert stopped_at < 3
     assert rank.run(dataclasses.replace(pieces), "cpu", StopAfter(100)) == DONE
     assert same(weights(whole), weights(pieces))
     assert losses(whole) == losses(pieces)
     assert len(losses(whole)) == 3
-    scores = [read_record(job.work_dir / "record.jsonl").evaluations[3] for job in (whole, pieces)]
+    scores = [
+        read_history(job.work_dir / "metrics.jsonl").evaluations[3] for job in (whole, pieces)
+    ]
     assert scores[0]["mIoU"] == scores[1]["mIoU"] >= 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from data.ade_tree import make_tree, zip_tree
+from fake_runs import make_run
 from fuzz.harness import (
     Budget,
     fuzz_settings,
@@ -20,7 +21,6 @@ from fuzz.harness import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up_runs import make_run
 
 from cae_seg.errors import UserError
 from cae_seg.models.backbones.cae import CAE
@@ -219,7 +219,7 @@ def test_configs_in_weights(model):
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.json", "run.json", "work/record.jsonl", "work/facts.json"]
+    "name", ["metrics.json", "run.json", "work/metrics.jsonl", "work/run_metadata.json"]
 )
 def test_mutated_files_of_a_run(name):
     budget = Budget()
@@ -244,7 +244,7 @@ def test_mutated_files_of_a_run(name):
             texts = value if isinstance(value, list) and name.endswith("l") else [value]
             (made / name).write_text("\n".join(json.dumps(text) for text in texts))
             run("table", "--sheet", "sheet.yaml", "--partial")
-            run("summarise", str(made / "metrics.json"), "--out", "out.json")
+            run("aggregate-seeds", str(made / "metrics.json"), "--out", "out.json")
 
     check()
 

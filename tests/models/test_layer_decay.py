@@ -90,7 +90,7 @@ def test_a_step_moves_every_group():
 
 
 @pytest.mark.parametrize(
-    ("paramwise", "said"),
+    ("paramwise", "output"),
     [
         ({"layer_decay_rate": 0.5, "layers": 12}, "layers"),
         ({"decay_rate": 0.5}, "decay_rate"),
@@ -99,6 +99,6 @@ def test_a_step_moves_every_group():
         ({"layer_decay_rate": 1.5}, "1.5 is not in"),
     ],
 )
-def test_keys_that_would_be_ignored_are_refused(paramwise, said):
-    with pytest.raises(ValueError, match=said):
+def test_keys_that_would_be_ignored_are_refused(paramwise, output):
+    with pytest.raises(ValueError, match=output):
         build(paramwise)

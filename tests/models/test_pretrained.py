@@ -401,7 +401,7 @@ def damaged(tmp_path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "output"),
     [
         ("missing", "no such checkpoint"),
         ("folder", "is a folder"),
@@ -413,9 +413,9 @@ def damaged(tmp_path: Path, kind: str) -> Path:
         ("bare pickle", "needs pickled code"),
     ],
 )
-def test_unreadable_file_is_one_line_that_names_it(kind, said, tmp_path):
+def test_unreadable_file_is_one_line_that_names_it(kind, output, tmp_path):
     path = damaged(tmp_path, kind)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=output) as caught:
         load_checkpoint_file(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
-from made_up_runs import make_row, make_run, make_sheet, start_run
+from fake_runs import make_row, make_run, make_sheet, start_run
 
 from cae_seg.errors import UserError
 from cae_seg.results.aggregate import aggregate
-from cae_seg.results.aggregate_seeds import summarise
+from cae_seg.results.aggregate_seeds import aggregate_seeds
 from cae_seg.results.collect import collect_runs
-from cae_seg.run.paths import RunFolder, read_record
+from cae_seg.run.paths import RunDir, read_history
 
 SHAPES = ["", "{}", "[]", "[1, 2]", "null", "12", '"text"', "{", "[" * 100_000, "9" * 5000, "NaN"]
 
@@ -65,7 +65,7 @@ def test_a_value_out_of_range_is_refused_with_its_key(run, tmp_path, key, value)
 METADATA = {
     "iterations": [None, "x", -1],
     "device": [5, {"type": 1}],
-    "batch": ["x", {"total": "16"}],
+    "batch": ["x", {"global_batch": "16"}],
     "gpu_hours": [-1, "x"],
     "weights": [[], {"path": 1}],
     "evaluations": [{}, [1]],
@@ -112,8 +112,8 @@ def test_weights_exchanged_after_the_evaluation_are_noted(run, tmp_path):
     weights.write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
     edit(run / "metrics.json", weights_sha256=digest)
-    facts = json.loads((run / "run.json").read_text())
-    edit(run / "run.json", weights=facts["weights"] | {"sha256": digest})
+    metadata = json.loads((run / "run.json").read_text())
+    edit(run / "run.json", weights=metadata["weights"] | {"sha256": digest})
     os.utime(weights, ns=(0, (run / "metrics.json").stat().st_mtime_ns + 10**9))
     assert notes(tmp_path) == ""  # touched only
     weights.write_bytes(b"others!")
@@ -123,7 +123,7 @@ def test_weights_exchanged_after_the_evaluation_are_noted(run, tmp_path):
 
 def test_one_seed_is_not_joined_twice(run, tmp_path):
     with pytest.raises(UserError, match="of one seed"):
-        summarise([run / "metrics.json"] * 2, tmp_path / "out.json")
+        aggregate_seeds([run / "metrics.json"] * 2, tmp_path / "out.json")
 
 
 LINES = [
@@ -143,14 +143,14 @@ LINES = [
 
 
 def test_lines_of_another_shape_are_skipped(tmp_path):
-    path = tmp_path / "record.jsonl"
+    path = tmp_path / "metrics.jsonl"
     good = '{"kind": "train", "time": 1.5, "iteration": 2, "loss": 1.0}'
     path.write_bytes("\n".join([*LINES, good, *LINES]).encode(errors="surrogateescape"))
-    record = read_record(path)
+    record = read_history(path)
     assert list(record.train) == [2]
     assert not record.evaluations
     assert not record.events
 
 
 def test_the_metadata_of_a_run_that_just_began_have_the_expected_shape(tmp_path):
-    assert RunFolder(start_run(tmp_path / "r")).facts()["iterations"] == 200
+    assert RunDir(start_run(tmp_path / "r")).metadata()["iterations"] == 200

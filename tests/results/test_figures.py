@@ -4,11 +4,11 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from made_up_runs import evaluate_run, finish_run, make_row, make_sheet, make_sweep, start_run
+from fake_runs import evaluate_run, finish_run, make_row, make_sheet, make_sweep, start_run
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from cae_seg.data.visualize import paint_labels, paint_panel
+from cae_seg.data.visualize import draw_comparison, draw_labels
 from cae_seg.results.aggregate import aggregate
 from cae_seg.results.class_figures import draw_confusion
 from cae_seg.results.collect import collect_runs
@@ -103,7 +103,7 @@ def test_the_most_confused_classes_are_drawn_as_shares(sheet, tmp_path):
     counts = np.zeros((150, 150), int)
     counts[np.arange(149), np.arange(149)] = 1000
     counts[3, 5] = 3000
-    folder = sheet.run_folder("vit_b_1600_lr1e-4", 0)
+    folder = sheet.run_dir("vit_b_1600_lr1e-4", 0)
     evaluate_run(folder, miou=50.3, confusion=[" ".join(map(str, row)) for row in counts.tolist()])
     assert tmp_path / "out/confusion.svg" in write_figures(sheet, tmp_path / "out")
     texts = svg_texts(tmp_path / "out/confusion.svg")
@@ -142,7 +142,10 @@ def test_one_run_is_enough(tmp_path):
 
 def test_the_last_panels_of_the_best_run_are_shown(sheet, tmp_path):
     for iteration, colour in ((100, "red"), (200, "blue")):
-        path = sheet.run_folder("vit_b_1600_lr1e-4", 0) / f"work/panels/iter_{iteration}/image.png"
+        path = (
+            sheet.run_dir("vit_b_1600_lr1e-4", 0)
+            / f"work/visualizations/iter_{iteration}/image.png"
+        )
         path.parent.mkdir(parents=True)
         Image.new("RGB", (90, 30), colour).save(path)
     write_figures(sheet, tmp_path / "figures")
@@ -152,7 +155,7 @@ def test_the_last_panels_of_the_best_run_are_shown(sheet, tmp_path):
 
 def test_ignored_pixels_are_black():
     palette = np.array([[10, 20, 30], [40, 50, 60]], dtype=np.uint8)
-    painted = paint_labels(np.array([[0, 1, 255]]), palette)
+    painted = draw_labels(np.array([[0, 1, 255]]), palette)
     assert painted.tolist() == [[[10, 20, 30], [40, 50, 60], [0, 0, 0]]]
 
 
@@ -160,8 +163,8 @@ def test_a_panel_shows_image_truth_and_prediction_beside_each_other():
     image = np.full((50, 80, 3), 200, dtype=np.uint8)
     truth, prediction = np.zeros((50, 80), np.uint8), np.ones((50, 80), np.int64)
     palette = np.array([[255, 0, 0], [0, 0, 255]], dtype=np.uint8)
-    panel = paint_panel(image, truth, prediction, ["wall", "sky"], palette).reshape(-1, 3)
+    picture = draw_comparison(image, truth, prediction, ["wall", "sky"], palette).reshape(-1, 3)
     for colour in ((200, 200, 200), (255, 0, 0), (0, 0, 255)):
-        assert (panel == colour).all(axis=1).sum() >= 50 * 80
-    alone = paint_panel(image, None, prediction, ["wall", "sky"], palette).reshape(-1, 3)
+        assert (picture == colour).all(axis=1).sum() >= 50 * 80
+    alone = draw_comparison(image, None, prediction, ["wall", "sky"], palette).reshape(-1, 3)
     assert not (alone == (255, 0, 0)).all(axis=1).any()

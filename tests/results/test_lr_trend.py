@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from made_up_runs import make_sweep
+from fake_runs import make_sweep
 
 from cae_seg.results.claim_page import write_claim
 from cae_seg.results.collect import collect_runs

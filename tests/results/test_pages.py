@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from made_up_runs import make_sweep
+from fake_runs import make_sweep
 
 from cae_seg.results.report_pages import write_page, write_run_pages
 

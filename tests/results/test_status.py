@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from made_up_runs import (
+from fake_runs import (
     BEGUN,
     event_line,
     finish_run,
@@ -26,16 +26,16 @@ def sheet(tmp_path):
     """Runs in every state."""
     names = ("done", "runs", "waits", "broke", "stopped", "trained")
     sheet = make_sheet(tmp_path / "results", [make_row(name) for name in names])
-    make_run(sheet.run_folder("done", 0), "done")
+    make_run(sheet.run_dir("done", 0), "done")
     for name, upto in (("runs", 100), ("broke", 50), ("stopped", 80)):
-        start_run(sheet.run_folder(name, 0), name)
-        write_lines(sheet.run_folder(name, 0) / "work/record.jsonl", record_lines(upto))
+        start_run(sheet.run_dir(name, 0), name)
+        write_lines(sheet.run_dir(name, 0) / "work/metrics.jsonl", record_lines(upto))
     lock = {"host": "node7", "pid": 1, "slurm_job_id": "4711"}
-    (sheet.run_folder("runs", 0) / "work/writer.lock.json").write_text(json.dumps(lock))
+    (sheet.run_dir("runs", 0) / "work/writer.lock.json").write_text(json.dumps(lock))
     stop = event_line("stop", 80, late=0.1)
-    write_lines(sheet.run_folder("stopped", 0) / "work/record.jsonl", [stop])
-    finish_run(start_run(sheet.run_folder("trained", 0), "trained"))
-    with pytest.raises(UserError), recording_failure(sheet.run_folder("broke", 0) / "work"):
+    write_lines(sheet.run_dir("stopped", 0) / "work/metrics.jsonl", [stop])
+    finish_run(start_run(sheet.run_dir("trained", 0), "trained"))
+    with pytest.raises(UserError), recording_failure(sheet.run_dir("broke", 0) / "work"):
         raise UserError("checkpoints/a.pth: no such file\nmore")
     return sheet
 
@@ -61,9 +61,9 @@ def test_a_failed_run_is_listed_first_with_its_error(sheet):
 
 
 def test_a_run_that_trains_again_is_no_longer_failed(sheet):
-    work = sheet.run_folder("broke", 0) / "work"
+    work = sheet.run_dir("broke", 0) / "work"
     late = read_failure(work)["time"] - BEGUN + 5
-    write_lines(work / "record.jsonl", [event_line("resume", 50, late=late)])
+    write_lines(work / "metrics.jsonl", [event_line("resume", 50, late=late)])
     states = json.loads(write_status(sheet, format="json", now=BEGUN + late + 60))
     assert [state["state"] for state in states if state["experiment"] == "broke"] == ["running"]
     with recording_failure(work):
@@ -73,8 +73,8 @@ def test_a_run_that_trains_again_is_no_longer_failed(sheet):
 
 def test_a_job_that_died_on_this_host_is_failed_at_once_with_its_last_error(tmp_path):
     sheet = make_sheet(tmp_path, [make_row("row")])
-    work = start_run(sheet.run_folder("row", 0)) / "work"
-    write_lines(work / "record.jsonl", record_lines(50))
+    work = start_run(sheet.run_dir("row", 0)) / "work"
+    write_lines(work / "metrics.jsonl", record_lines(50))
     hold = "import sys; from cae_seg.run.locks import FileLock; from pathlib import Path; "
     hold += "FileLock(Path(sys.argv[1])).acquire(); import os; os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", hold, str(work / "writer.lock")])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from made_up_runs import (
+from fake_runs import (
     BEGUN,
     evaluate_run,
     event_line,
@@ -86,7 +86,7 @@ def test_the_published_table_fits_a_page(tmp_path):
     sheet = load_sheet("config/published.yaml")
     sheet = make_sheet(tmp_path / "results", sheet.experiments)
     for row in sheet.experiments:
-        make_run(sheet.run_folder(row.name, 0), row.name, 0, config=row.stem)
+        make_run(sheet.run_dir(row.name, 0), row.name, 0, config=row.stem)
     text = write_table(sheet)
     assert max(len(line) for line in text.splitlines() if line.startswith("|")) <= 120
     assert [row["Config"] for row in read_rows(text)] == [f"[{n}]" for n in range(1, 6)]
@@ -130,7 +130,7 @@ def test_the_best_rate_is_marked_where_there_is_a_choice(sheet):
 
 
 def test_a_row_that_cannot_be_compared_is_not_the_best(sheet):
-    folder = sheet.run_folder("vit_b_300_lr4e-4", 1)
+    folder = sheet.run_dir("vit_b_300_lr4e-4", 1)
     make_run(folder, "vit_b_300_lr4e-4", 1, miou=60.0, iterations=10)
     rows = read_rows(write_table(sheet))
     assert rows[2]["Learning rate"] == "4e-4"
@@ -201,7 +201,7 @@ def test_latex_compiles(sheet, tmp_path, partial):
     require_latex()
     sheet = replaced(sheet, "vit_b_800_lr2e-4", published_miou=49.6, method="50 % & #1_{x}")
     if partial:
-        (sheet.run_folder("vit_b_300_lr4e-4", 1) / "metrics.json").unlink()
+        (sheet.run_dir("vit_b_300_lr4e-4", 1) / "metrics.json").unlink()
     table = write_table(sheet, format="latex", partial=partial)
     (tmp_path / "table.tex").write_text(PREAMBLE + table + "\n\\end{document}\n")
     done = subprocess.run(
@@ -249,14 +249,14 @@ def test_the_footer_names_data_code_and_date(sheet):
         ({"data": {"fingerprint": "b" * 64}}, "other data (bbbbbbbb)"),
         ({"iterations": 100}, "100 iterations"),
         ({"precision": "fp32"}, "fp32"),
-        ({"batch": {"total": 8}}, "batch of 8"),
+        ({"batch": {"global_batch": 8}}, "batch of 8"),
         ({"code": {"commit": "b", "dirty": False, "fingerprint": "0"}}, "code changed since"),
         ({"code": {"commit": "b", "dirty": True, "fingerprint": "f" * 64}}, "uncommitted code"),
     ],
 )
 def test_what_keeps_a_row_from_being_compared_is_said_on_it(sheet, change, note):
     name = "vit_b_800_lr2e-4"
-    make_run(sheet.run_folder(name, 0), name, 0, **change)
+    make_run(sheet.run_dir(name, 0), name, 0, **change)
     notes = [row["Notes"] for row in read_rows(write_table(sheet, code_fingerprint="f" * 64))]
     assert notes == ["", "", "", note]
 
@@ -277,13 +277,13 @@ def test_changed_code_is_said_on_every_row(sheet):
 
 
 def test_an_evaluation_of_other_weights_or_with_augmentation_is_said(sheet):
-    evaluate_run(sheet.run_folder("vit_b_800_lr2e-4", 0), weights_sha256="0" * 64, aug_test=True)
+    evaluate_run(sheet.run_dir("vit_b_800_lr2e-4", 0), weights_sha256="0" * 64, aug_test=True)
     note = read_rows(write_table(sheet))[3]["Notes"]
     assert note == "test-time augmentation; trained again since the evaluation"
 
 
 def test_a_missing_run_is_refused_without_partial(sheet):
-    (sheet.run_folder("vit_b_300_lr4e-4", 1) / "metrics.json").unlink()
+    (sheet.run_dir("vit_b_300_lr4e-4", 1) / "metrics.json").unlink()
     with pytest.raises(UserError, match=r"seed_1/metrics\.json: is missing \(1 of 8 runs"):
         write_table(sheet)
 
@@ -292,7 +292,7 @@ def test_a_table_is_written_whole_or_not_at_all(sheet, tmp_path):
     out = tmp_path / "table.md"
     write_table(sheet, out)
     before = out.read_text()
-    (sheet.run_folder("vit_b_300_lr4e-4", 1) / "metrics.json").write_text("{")
+    (sheet.run_dir("vit_b_300_lr4e-4", 1) / "metrics.json").write_text("{")
     with pytest.raises(UserError, match="not a JSON file"):
         write_table(sheet, out)
     assert out.read_text() == before
@@ -311,10 +311,10 @@ def test_partial_shows_how_far_every_row_is(tmp_path):
     make_run(results / "done" / "seed_0", "done")
     for name, upto in (("runs", 100), ("broke", 50), ("stopped", 80)):
         start_run(results / name / "seed_0", name)
-        write_lines(results / name / "seed_0/work/record.jsonl", record_lines(upto))
-    write_lines(results / "stopped/seed_0/work/record.jsonl", [event_line("stop", 80, late=0.1)])
+        write_lines(results / name / "seed_0/work/metrics.jsonl", record_lines(upto))
+    write_lines(results / "stopped/seed_0/work/metrics.jsonl", [event_line("stop", 80, late=0.1)])
     finish_run(start_run(results / "trained" / "seed_0", "trained"))
-    for line_of_broken in [results / "broke/seed_0/work/record.jsonl"]:
+    for line_of_broken in [results / "broke/seed_0/work/metrics.jsonl"]:
         shift_times(line_of_broken, -5000)
     log = results / "logs/fine_tune/broke_seed0.log"
     log.parent.mkdir(parents=True)
@@ -352,7 +352,7 @@ def test_seeds_of_one_row_may_be_in_different_states(tmp_path):
 def test_a_silent_run_whose_writer_lives_is_running(tmp_path):
     sheet = make_sheet(tmp_path, [make_row("row")])
     run = start_run(tmp_path / "row" / "seed_0")
-    write_lines(run / "work/record.jsonl", record_lines(50))
+    write_lines(run / "work/metrics.jsonl", record_lines(50))
     long_after = BEGUN + 1e6
     assert states(sheet, long_after)["row"].startswith("failed")
     holder = subprocess.Popen(
@@ -392,7 +392,7 @@ def test_a_thousand_runs_are_gathered_by_opening_few_files_of_each_once(tmp_path
     template = make_run(tmp_path / "template")
     for row in rows:
         for seed in row.seeds:
-            folder = sheet.run_folder(row.name, seed)
+            folder = sheet.run_dir(row.name, seed)
             folder.mkdir(parents=True)
             for name in ("run.json", "metrics.json"):
                 (folder / name).hardlink_to(template / name)

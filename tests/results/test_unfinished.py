@@ -1,6 +1,6 @@
 """The last lines of a failed workflow: each run without a result, its error and what to do."""
 
-from made_up_runs import event_line, make_row, make_run, make_sheet, start_run, write_lines
+from fake_runs import event_line, make_row, make_run, make_sheet, start_run, write_lines
 
 from cae_seg.results.status import unfinished
 
@@ -14,13 +14,13 @@ def test_every_run_without_a_result_is_named_with_its_error_and_log(tmp_path):
     logs.mkdir(parents=True)
     for seed in (0, 1):
         run = start_run(tmp_path / f"broke/seed_{seed}", "broke")
-        write_lines(run / "work/record.jsonl", [event_line("start", 0)])
+        write_lines(run / "work/metrics.jsonl", [event_line("start", 0)])
         log = logs / f"broke_seed{seed}.log"
         log.write_text("training\nRuntimeError: CUDA error: lost\nretrying\n")
     (tmp_path / "refused/seed_0").mkdir(parents=True)
     (tmp_path / "refused/seed_0/error_fine_tune.txt").write_text("config: wrong key\n")
     torn = start_run(tmp_path / "torn/seed_0", "torn")
-    (torn / "work/facts.json").write_text("{")
+    (torn / "work/run_metadata.json").write_text("{")
     lines = unfinished(sheet, "`snakemake --profile slurm`")
     assert {line.split(" seed ")[0] for line in lines[:-1] if " seed " in line} == {
         "broke",

@@ -8,7 +8,7 @@ import torch
 
 from cae_seg.errors import UserError
 from cae_seg.run.checkpoints import Checkpoints, load_state, save_checked, verify
-from cae_seg.run.metrics_log import RecordWriter
+from cae_seg.run.metrics_log import MetricsLogger
 
 FLIPS = 3000
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_with_a_flipped_bit_loads_unchanged_or_is_refused(path):
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "folder", "text"])
 def test_a_damaged_checkpoint_is_given_up_for_the_one_before(tmp_path, damage):
-    checkpoints = Checkpoints(tmp_path / "checkpoints", RecordWriter(None))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", MetricsLogger(None))
     for iteration in (10, 20):
         checkpoints.save(iteration, state())
     newest = tmp_path / "checkpoints/iter_20.pth"

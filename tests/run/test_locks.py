@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cae_seg.errors import UserError
-from cae_seg.launch.gpus import lease_folder
+from cae_seg.launch.gpus import lock_folder
 from cae_seg.run.locks import FileLock
 
 # Argument: the lock file. Prints whether the lock was got and what others hear; holds it.
@@ -102,17 +102,17 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path):
 
 def test_folders_of_gpu_locks_are_no_links_and_not_for_everyone(tmp_path, monkeypatch):
     folder = tmp_path / "locks"
-    monkeypatch.setenv("CAE_SEG_LEASE_DIR", str(folder))
-    assert lease_folder() == folder
+    monkeypatch.setenv("CAE_SEG_GPU_LOCK_DIR", str(folder))
+    assert lock_folder() == folder
     assert folder.stat().st_mode & 0o077 == 0
     folder.chmod(0o777)
     with pytest.raises(UserError, match="every user may write"):
-        lease_folder()
+        lock_folder()
     folder.rmdir()
     (tmp_path / "real").mkdir()
     folder.symlink_to(tmp_path / "real")
     with pytest.raises(UserError, match="link"):
-        lease_folder()
+        lock_folder()
 
 
 def test_a_full_disk_does_not_prevent_a_lock(tmp_path, monkeypatch):

@@ -172,7 +172,7 @@ class Cluster:
         """Run a command against this cluster and return what it printed.
 
         Raises:
-            ClusterError: it failed; the message holds the command and what it said.
+            ClusterError: it failed; the message holds the command and what it printed.
         """
         done = subprocess.run(
             command,

@@ -63,12 +63,12 @@ class Site:
         command = [sys.executable, "-m", "snakemake", "--profile", "slurm"]
         command += ["--cae-slurm-init-seconds-before-status-checks", "3", "--latency-wait", "15"]
         command += [*arguments, "--config", f"sheet={sheet}"]
-        with self.said_file(sheet).open("a") as said:
+        with self.output_file(sheet).open("a") as stream:
             process = subprocess.Popen(
                 command,
                 cwd=self.path,
                 env=self.environment | environment,
-                stdout=said,
+                stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
@@ -85,16 +85,16 @@ class Site:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
 
-    def said_file(self, sheet: str) -> Path:
+    def output_file(self, sheet: str) -> Path:
         """Return where Snakemake's words about a sheet go."""
-        return self.path / f"{Path(sheet).stem}.said"
+        return self.path / f"{Path(sheet).stem}.out"
 
-    def said(self, sheet: str) -> str:
-        """Return what Snakemake has said about a sheet."""
-        return self.said_file(sheet).read_text()
+    def output(self, sheet: str) -> str:
+        """Return what Snakemake has printed about a sheet."""
+        return self.output_file(sheet).read_text()
 
     def ask(self, *command: str, check: bool = True) -> str:
-        """Run one of SLURM's commands, which must succeed unless told; return what it said."""
+        """Run one of SLURM's commands, which must succeed if `check`; return what it printed."""
         done = subprocess.run(
             command, env=self.environment, cwd=self.path, capture_output=True, text=True
         )
@@ -111,11 +111,11 @@ class Site:
 
     def attempts(self, name: str) -> list[str]:
         """Return the states that the jobs of a name ended in, a requeued one's each, by time."""
-        said = self.ask(
+        answer = self.ask(
             *("sacct", "-X", "-D", "--parsable2", "--noheader", "--starttime=now-1days"),
             "--format=JobName,State",
         )
-        lines = (line.split("|") for line in said.splitlines())
+        lines = (line.split("|") for line in answer.splitlines())
         return [state.split()[0] for job, state in lines if job.startswith(f"{name}.")]
 
     def steps(self, job: str) -> list[psutil.Process]:

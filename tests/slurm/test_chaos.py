@@ -153,9 +153,9 @@ def damage_checkpoint(scene: Scene) -> None:
 
 def tear_facts(scene: Scene) -> None:
     kill_launcher(scene)
-    facts = scene.run.work / "facts.json"
-    if facts.exists():
-        facts.write_text(facts.read_text()[: scene.chance.randrange(200)])
+    metadata = scene.run.work / "run_metadata.json"
+    if metadata.exists():
+        metadata.write_text(metadata.read_text()[: scene.chance.randrange(200)])
 
 
 def fill_disk(scene: Scene) -> None:
@@ -201,7 +201,7 @@ FAULTS: list[Callable[[Scene], None]] = [
 @pytest.fixture(scope="module")
 def reference(site: Site) -> Run:
     """The uninterrupted run, on this machine without SLURM."""
-    sheet = site.sheet("calm", {"calm": ROW})
+    sheet = site.sheet("baseline", {"baseline": ROW})
     command = [sys.executable, "-m", "snakemake", "--profile", "local", "--cores", "2"]
     done = subprocess.run(
         [*command, "--config", f"sheet={sheet}"],
@@ -211,7 +211,7 @@ def reference(site: Site) -> Run:
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return site.run(sheet, "calm")
+    return site.run(sheet, "baseline")
 
 
 def seeds() -> Iterator[int]:
@@ -243,7 +243,7 @@ def test_random_faults_leave_the_results_of_an_uninterrupted_run(site, reference
         if status:
             scene.start()
             status = scene.snakemake.wait(900)
-    assert status == 0, site.said(sheet)[-3000:]
+    assert status == 0, site.output(sheet)[-3000:]
     assert scene.run.weights() == reference.weights()
     for key in MEASURES:
         assert scene.run.json("metrics.json")[key] == reference.json("metrics.json")[key]

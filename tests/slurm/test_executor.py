@@ -117,7 +117,7 @@ POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/
     ],
 )
 def test_a_limit_on_the_number_of_jobs_or_a_silent_controller_passes(errors):
-    assert classify(errors, others_queued=True).passing
+    assert classify(errors, others_queued=True).transient
 
 
 @pytest.mark.parametrize(
@@ -138,20 +138,20 @@ def test_a_limit_on_the_number_of_jobs_or_a_silent_controller_passes(errors):
 )  # fmt: skip
 def test_a_wrong_setting_is_refused_for_good_and_named(reason, resource):
     refusal = classify(f"sbatch: error: {reason}", others_queued=True)
-    assert not refusal.passing
+    assert not refusal.transient
     assert resource in refusal.resources
     assert "\n" not in refusal.message
 
 
 def test_an_unnamed_limit_does_not_pass_while_no_other_job_counts_towards_it():
     refusal = classify(PREFIX + POLICY, others_queued=False)
-    assert not refusal.passing
+    assert not refusal.transient
     assert refusal.resources
 
 
 def test_words_that_are_not_known_are_left_to_snakemakes_retries():
     refusal = classify("sbatch: error: something new", others_queued=True)
-    assert not refusal.passing
+    assert not refusal.transient
     assert not refusal.resources
 
 

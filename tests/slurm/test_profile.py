@@ -12,7 +12,7 @@ from waiting import WAIT_SECONDS, wait_until
 
 ROWS = {
     "plain": {},
-    "picky": {
+    "demanding": {
         "gpus": 4,
         "resources": {
             "runtime": 90,
@@ -40,12 +40,12 @@ exec {command} "$@"
 
 
 @pytest.fixture(scope="module")
-def office(cluster, tmp_path_factory) -> Site:
+def site(cluster, tmp_path_factory) -> Site:
     """A working folder where training ends once there is no file `hold`.
 
     What Snakemake asks SLURM is noted in `squeue.calls`.
     """
-    site = Site(tmp_path_factory.mktemp("office") / "checkout", cluster.environment())
+    site = Site(tmp_path_factory.mktemp("site") / "checkout", cluster.environment())
     bin_ = site.path / "bin"
     bin_.mkdir()
     (bin_ / "cae-seg").write_text(STUB.format(stub=ROOT / "tests/workflow/stub_cae_seg.sh"))
@@ -73,12 +73,12 @@ def jobs(site: Site, since: float) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def submitted(office):
+def submitted(site):
     began = time.time()
-    sheet = office.sheet("office", ROWS)
-    process = start(office, sheet, "--set-resources", "evaluate:runtime=7")
-    assert process.wait(WAIT_SECONDS) == 0, office.said(sheet)[-3000:]
-    return jobs(office, began)
+    sheet = site.sheet("site", ROWS)
+    process = start(site, sheet, "--set-resources", "evaluate:runtime=7")
+    assert process.wait(WAIT_SECONDS) == 0, site.output(sheet)[-3000:]
+    return jobs(site, began)
 
 
 def test_only_training_and_evaluation_are_jobs_and_their_names_say_of_what(submitted):
@@ -88,7 +88,7 @@ def test_only_training_and_evaluation_are_jobs_and_their_names_say_of_what(submi
 
 
 def test_a_row_decides_what_its_job_asks_for(submitted):
-    job = submitted["picky.seed0.fine_tune"]
+    job = submitted["demanding.seed0.fine_tune"]
     assert (job["Account"], job["QOS"], job["Partition"]) == ("teaching", "long", "requeue")
     assert "gres/gpu:h100=4" in job["ReqTRES"]
     assert "mem=9000M" in job["ReqTRES"]
@@ -107,26 +107,26 @@ def test_the_command_line_overrides_the_profile(submitted):
     assert submitted["plain.seed0.fine_tune"]["Timelimit"] == "2-00:00:00"
 
 
-def test_nothing_is_needed_or_left_in_the_home_folder(submitted, office):
-    left = [path.name for path in (office.path / "home").iterdir()]
+def test_nothing_is_needed_or_left_in_the_home_folder(submitted, site):
+    left = [path.name for path in (site.path / "home").iterdir()]
     assert set(left) <= {".cache"}
 
 
-def test_one_question_asks_about_all_jobs_and_questions_become_rarer(office):
-    sheet = office.sheet("many", {f"row{number}": {} for number in range(12)})
-    calls = office.path / "squeue.calls"
+def test_one_question_asks_about_all_jobs_and_questions_become_rarer(site):
+    sheet = site.sheet("many", {f"row{number}": {} for number in range(12)})
+    calls = site.path / "squeue.calls"
     calls.unlink(missing_ok=True)
-    (office.path / "hold").touch()
-    process = start(office, sheet, "--until", "fine_tune", "--jobs", "6")
-    wait_until("six jobs run", lambda: len(running(office)) == 6, during=process)
-    first = len(questions(office))
-    wait_until("three more questions", lambda: len(questions(office)) >= first + 3, during=process)
-    asked = questions(office)[first:]
-    assert running(office) == set(asked[-1][1]), "`jobs` throttles a sweep"
+    (site.path / "hold").touch()
+    process = start(site, sheet, "--until", "fine_tune", "--jobs", "6")
+    wait_until("six jobs run", lambda: len(running(site)) == 6, during=process)
+    first = len(questions(site))
+    wait_until("three more questions", lambda: len(questions(site)) >= first + 3, during=process)
+    asked = questions(site)[first:]
+    assert running(site) == set(asked[-1][1]), "`jobs` throttles a sweep"
     # Pauses of 3, 13 and 23 s between questions while no job ends; a slow machine only adds.
     assert asked[2][0] - asked[1][0] > 20
-    (office.path / "hold").unlink()
-    assert process.wait(WAIT_SECONDS) == 0, office.said(sheet)[-3000:]
+    (site.path / "hold").unlink()
+    assert process.wait(WAIT_SECONDS) == 0, site.output(sheet)[-3000:]
 
 
 def running(site: Site) -> set[str]:
@@ -144,11 +144,11 @@ def questions(site: Site) -> list[tuple[float, list[str]]]:
     return [(float(match[1]), match[2].split(",")) for match in found if match]
 
 
-def test_a_cancelled_job_is_noticed_where_accounting_names_the_user(office):
+def test_a_cancelled_job_is_noticed_where_accounting_names_the_user(site):
     """`CANCELLED by 0` is a state that the executor does not know."""
-    sheet = office.sheet("slow", {"slow": {}})
-    (office.path / "hold").touch()
-    process = start(office, sheet, "--until", "fine_tune", "--retries", "0")
-    job = wait_until("the job runs", lambda: office.job("slow"), during=process)
-    office.ask("scancel", job)
+    sheet = site.sheet("slow", {"slow": {}})
+    (site.path / "hold").touch()
+    process = start(site, sheet, "--until", "fine_tune", "--retries", "0")
+    job = wait_until("the job runs", lambda: site.job("slow"), during=process)
+    site.ask("scancel", job)
     assert process.wait(WAIT_SECONDS) == 1

@@ -44,7 +44,7 @@ def finish(process: subprocess.Popen, site: Site, sheet: str, seconds: float = 3
         return process.wait(seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"Snakemake did not end: {site.said(sheet)[-3000:]}")
+        pytest.fail(f"Snakemake did not end: {site.output(sheet)[-3000:]}")
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,7 @@ def baseline(site: Site) -> Run:
     sheet = site.sheet("baseline", BASELINE)
     finish(site.snakemake(sheet), site, sheet)
     run = site.run(sheet, "uninterrupted")
-    assert run.events("finish") == [ITERATIONS], site.said(sheet)[-3000:]
+    assert run.events("finish") == [ITERATIONS], site.output(sheet)[-3000:]
     return run
 
 
@@ -155,7 +155,7 @@ def assert_same_results(run: Run, baseline: Run) -> None:
 
 def test_interrupted_runs_end_without_user_action(interrupted):
     assert not interrupted.errors
-    assert interrupted.exit_status == 0, interrupted.site.said(interrupted.sheet)[-3000:]
+    assert interrupted.exit_status == 0, interrupted.site.output(interrupted.sheet)[-3000:]
 
 
 @pytest.mark.parametrize("name", INTERRUPTED)
@@ -190,10 +190,10 @@ def test_a_cancelled_job_is_noticed_and_submitted_again(interrupted):
 
 def test_the_log_of_a_run_tells_all_attempts(interrupted):
     for name in INTERRUPTED:
-        told = interrupted.run(name).log()
-        assert "stopped in good order" in told
-        assert "resuming from iteration" in told
-        assert "finished; weights in" in told
+        log = interrupted.run(name).log()
+        assert "stopped cleanly" in log
+        assert "resuming from iteration" in log
+        assert "finished; weights in" in log
 
 
 @pytest.fixture(scope="session")
@@ -225,7 +225,7 @@ def failed(site: Site, tmp_path_factory) -> Scenario:
         kill_launcher(scenario, job)
     scenario.run("retries_exhausted").release()
     scenario.exit_status = finish(second, site, scenario.sheet)
-    scenario.done["log"] = site.said(scenario.sheet)
+    scenario.done["log"] = site.output(scenario.sheet)
     third = site.snakemake(scenario.sheet, **tracking)
     scenario.done["exit status"] = finish(third, site, scenario.sheet)
     return scenario
@@ -269,12 +269,12 @@ def test_exhausted_retries_say_what_failed_how_far_it_got_and_how_to_go_on(faile
 def test_the_others_finish_when_one_fails(failed):
     assert failed.run("orphan").events("finish") == [ITERATIONS]
     last = failed.done["log"].splitlines()
-    told = [line for line in last if line.startswith("orphan, seed 0")]
-    assert not [line for line in told if "points were new to it" not in line]  # tracking's word
+    tracked = [line for line in last if line.startswith("orphan, seed 0")]
+    assert not [line for line in tracked if "points were new to it" not in line]  # tracking's word
 
 
 def test_the_same_command_then_brings_it_to_its_end(failed):
-    assert failed.done["exit status"] == 0, failed.site.said(failed.sheet)[-3000:]
+    assert failed.done["exit status"] == 0, failed.site.output(failed.sheet)[-3000:]
 
 
 @pytest.mark.parametrize("name", FAILED)

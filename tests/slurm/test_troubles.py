@@ -63,12 +63,12 @@ def test_a_refusal_for_good_is_one_line_and_is_not_repeated(site):
     rows = {name: {"resources": resources} for name, (resources, _) in REFUSED.items()}
     sheet = site.sheet("refused", rows | {"good": {}, "same": rows["no_partition"]})
     process = site.snakemake(sheet, "--until", "fine_tune", "--retries", "3", **OWN_SETTINGS)
-    assert process.wait(300) == 1, site.said(sheet)[-3000:]
-    lines = site.said(sheet).splitlines()
+    assert process.wait(300) == 1, site.output(sheet)[-3000:]
+    lines = site.output(sheet).splitlines()
     for name, (_, setting) in REFUSED.items():
-        told = [line for line in lines if line.startswith(f"fine_tune {name} seed 0: SLURM ref")]
-        assert len(told) == 1, lines
-        assert f"change {setting}" in told[0]
+        refused = [line for line in lines if line.startswith(f"fine_tune {name} seed 0: SLURM ref")]
+        assert len(refused) == 1, lines
+        assert f"change {setting}" in refused[0]
     assert sum("nowhere" in line and line.startswith("fine_tune same") for line in lines) == 1
     assert site.run(sheet, "good").json("run.json") == {}
     last = [line for line in lines if ", seed 0: not started; " in line]
@@ -82,10 +82,10 @@ def test_a_limit_on_submissions_is_waited_for_without_a_retry(site):
     try:
         sheet = site.sheet("limited_number", {f"row{number}": {} for number in range(3)})
         process = site.snakemake(sheet, "--until", "fine_tune", "--retries", "0", **OWN_SETTINGS)
-        assert process.wait(400) == 0, (user, site.said(sheet)[-3000:])
+        assert process.wait(400) == 0, (user, site.output(sheet)[-3000:])
     finally:
         site.ask("sacctmgr", "-i", "modify", "user", getpass.getuser(), "set", "MaxSubmitJobs=-1")
-    assert "SLURM takes no jobs at the moment" in site.said(sheet)
+    assert "SLURM takes no jobs at the moment" in site.output(sheet)
 
 
 def test_a_pending_job_says_why_and_is_replaced_by_the_next_start(site):
@@ -93,15 +93,15 @@ def test_a_pending_job_says_why_and_is_replaced_by_the_next_start(site):
     sheet = site.sheet("closed", {"closed": row})
     with partition_down(site, "cancel"):
         first = site.snakemake(sheet, "--until", "fine_tune", **OWN_SETTINGS)
-        wait_until("the reason", lambda: "does not start: PartitionDown" in site.said(sheet))
+        wait_until("the reason", lambda: "does not start: PartitionDown" in site.output(sheet))
         job = site.job("closed", "PENDING")
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         site.unlock()
         second = site.snakemake(sheet, "--until", "fine_tune", "--retries", "0", **OWN_SETTINGS)
         wait_until("the new job", lambda: site.job("closed", "PENDING") not in ("", job))
-        assert f"replaces the pending SLURM job {job}" in site.said(sheet)
-    assert second.wait(300) == 0, site.said(sheet)[-3000:]
+        assert f"replaces the pending SLURM job {job}" in site.output(sheet)
+    assert second.wait(300) == 0, site.output(sheet)[-3000:]
 
 
 def test_a_site_without_accounting_is_served_by_squeue(site):
@@ -115,13 +115,13 @@ def test_a_site_without_accounting_is_served_by_squeue(site):
         )
         site_job = wait_until("cancelled runs", lambda: site.job("cancelled"))
         site.ask("scancel", site_job)
-        assert process.wait(300) == 1, site.said(sheet)[-3000:]
+        assert process.wait(300) == 1, site.output(sheet)[-3000:]
     finally:
         start(cluster, "slurmdbd")
         register(cluster)
-    told = site.said(sheet)
-    assert told.count("sacct does not answer") == 1
-    assert "ended as CANCELLED" in told
+    output = site.output(sheet)
+    assert output.count("sacct does not answer") == 1
+    assert "ended as CANCELLED" in output
     assert site.run(sheet, "unaccounted").json("run.json") == {}
 
 

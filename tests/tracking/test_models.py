@@ -5,7 +5,7 @@ import json
 import numpy as np
 import torch
 import tracked
-from made_up_runs import make_run
+from fake_runs import make_run
 from tiny_runs import TINY
 
 import cae_seg

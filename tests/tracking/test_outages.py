@@ -13,7 +13,7 @@ import threading
 import psutil
 import pytest
 import tracked
-from made_up_runs import (
+from fake_runs import (
     event_line,
     finish_run,
     make_run,
@@ -26,21 +26,21 @@ from waiting import WAIT_SECONDS, wait_until
 
 from cae_seg.tracking import follow, following, track
 from cae_seg.tracking.store import StoreUnavailable
-from cae_seg.tracking.sync import Delivery
+from cae_seg.tracking.sync import RunSync
 
 
 @pytest.fixture
 def begun(tmp_path):
     """A run that has just begun and logged nothing but that."""
     run = start_run(tmp_path / "results" / "row" / "seed_0")
-    write_lines(run / "work" / "record.jsonl", record_lines(200)[:1])
+    write_lines(run / "work" / "metrics.jsonl", record_lines(200)[:1])
     return run
 
 
 def log_between(run, first, last):
     """Let the run log the lines of the iterations after `first` up to `last`."""
     lines = [line for line in record_lines(200)[1:] if first < line["iteration"] <= last]
-    write_lines(run / "work" / "record.jsonl", lines)
+    write_lines(run / "work" / "metrics.jsonl", lines)
 
 
 class Follower:
@@ -71,7 +71,7 @@ def steps(uri, key="train/loss"):
 @pytest.fixture(autouse=True)
 def _quick_retries_until_delivered(monkeypatch):
     monkeypatch.setattr("cae_seg.tracking.live.LONGEST_PAUSE", 0.5)
-    monkeypatch.setattr("cae_seg.tracking.live.LAST_WORD_SECONDS", WAIT_SECONDS)
+    monkeypatch.setattr("cae_seg.tracking.live.FINAL_FLUSH_SECONDS", WAIT_SECONDS)
 
 
 def test_a_run_is_streamed_while_it_trains(begun, server, monkeypatch):
@@ -131,7 +131,7 @@ def test_a_server_that_comes_late_gets_everything(begun, mortal_server, caplog):
 
 
 def test_a_server_that_is_down_for_good_costs_a_warning(begun, mortal_server, caplog, monkeypatch):
-    monkeypatch.setattr("cae_seg.tracking.live.LAST_WORD_SECONDS", 0.5)
+    monkeypatch.setattr("cae_seg.tracking.live.FINAL_FLUSH_SECONDS", 0.5)
     follower = Follower(begun, mortal_server.uri)
     log_between(begun, 0, 200)
     assert follower.end() == {"delivered": False, "points_sent": 0}
@@ -174,7 +174,7 @@ def test_a_stopped_run_waits_in_mlflow_and_goes_on(begun, server):
     uri = server.uri
     follower = Follower(begun, uri)
     log_between(begun, 0, 100)
-    write_lines(begun / "work" / "record.jsonl", [event_line("stop", 100, late=1)])
+    write_lines(begun / "work" / "metrics.jsonl", [event_line("stop", 100, late=1)])
     follower.end()
     assert only_run(uri).info.status == "SCHEDULED"
     follower = Follower(begun, uri)
@@ -223,7 +223,7 @@ def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch):
     run = make_run(tmp_path / "results" / "row" / "seed_0")
     holder = sqlite3.connect(tmp_path / "results" / "mlflow.db")
     holder.execute("BEGIN EXCLUSIVE")
-    deliver, failures = Delivery.deliver_all, []
+    deliver, failures = RunSync.sync_all, []
 
     def unlock_after_failure(delivery):
         try:
@@ -233,7 +233,7 @@ def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch):
             holder.rollback()
             raise
 
-    monkeypatch.setattr(Delivery, "deliver_all", unlock_after_failure)
+    monkeypatch.setattr(RunSync, "sync_all", unlock_after_failure)
     assert track(run, uri=store)["delivered"]
     assert len(failures) == 1
     assert "locked" in failures[0]
@@ -277,15 +277,15 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(tmp_path):
 TRACK = """
 import sys
 from cae_seg.cli import main
-from cae_seg.tracking.sync import Delivery
+from cae_seg.tracking.sync import RunSync
 
-deliver = Delivery.deliver_all
+deliver = RunSync.sync_all
 
 def note_and_deliver(delivery):
     print("delivery tried", file=sys.stderr)
     return deliver(delivery)
 
-Delivery.deliver_all = note_and_deliver
+RunSync.sync_all = note_and_deliver
 sys.exit(main())
 """
 

@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 import tracked
-from made_up_runs import (
+from fake_runs import (
     BEGUN,
     evaluate_run,
     event_line,
@@ -90,16 +90,16 @@ def test_the_sheet_gives_backbone_and_pretraining_and_is_remembered(run, store, 
 
 
 def test_files_are_shown_beside_the_run(run, store):
-    panel = run / "work" / "panels" / "iter_50" / "image.png"
-    panel.parent.mkdir(parents=True)
-    panel.write_bytes(b"picture")
+    picture = run / "work" / "visualizations" / "iter_50" / "image.png"
+    picture.parent.mkdir(parents=True)
+    picture.write_bytes(b"picture")
     track(run, uri=store)
     assert artifact_names(store, only_run(store)) == {
         "config.py",
         "environment.json",
         "log/train.log",
         "metrics.json",
-        "panels/iter_50/image.png",
+        "visualizations/iter_50/image.png",
         "per_class.csv",
         "per_class.png",
         "run.json",
@@ -154,7 +154,7 @@ def test_a_batch_that_arrived_without_an_answer_is_not_doubled(run, store, monke
 
 def test_iterations_trained_twice_are_one_point_each(tmp_path, store):
     run = start_run(tmp_path / "results" / "row" / "seed_0")
-    record = run / "work" / "record.jsonl"
+    record = run / "work" / "metrics.jsonl"
     write_lines(record, record_lines(120))
     track(run, uri=store)
     record.write_text(record.read_text() + '{"kind": "train", "iterat')
@@ -168,7 +168,7 @@ def test_iterations_trained_twice_are_one_point_each(tmp_path, store):
 
 def test_a_run_trained_again_takes_the_place_of_the_old_one(run, store):
     first = track(run, uri=store)["run_id"]
-    record = run / "work" / "record.jsonl"
+    record = run / "work" / "metrics.jsonl"
     record.unlink()
     lines = [line | {"time": line["time"] + 5000} for line in record_lines(200, miou=50.0)]
     write_lines(record, lines)
@@ -202,9 +202,9 @@ def test_the_same_recipe_under_two_names_or_seeds_is_two_runs(tmp_path, store):
 
 def test_what_changed_between_attempts_does_not_break_tracking(run, store):
     track(run, uri=store)
-    facts = json.loads((run / "run.json").read_text())
-    facts |= {"drop_path": 0.2, "device": {"type": "cuda", "name": "Other", "count": 4}}
-    (run / "run.json").write_text(json.dumps(facts))
+    metadata = json.loads((run / "run.json").read_text())
+    metadata |= {"drop_path": 0.2, "device": {"type": "cuda", "name": "Other", "count": 4}}
+    (run / "run.json").write_text(json.dumps(metadata))
     assert track(run, uri=store)["delivered"]
     data = only_run(store).data
     assert (data.params["drop_path"], data.tags["now.drop_path"]) == ("0.1", "0.2")
@@ -213,9 +213,9 @@ def test_what_changed_between_attempts_does_not_break_tracking(run, store):
 
 def test_an_abandoned_run_of_the_folder_is_closed(tmp_path, store):
     run = start_run(tmp_path / "results" / "row" / "seed_0", learning_rate=1e-3)
-    write_lines(run / "work/record.jsonl", record_lines(50))
+    write_lines(run / "work/metrics.jsonl", record_lines(50))
     track(run, uri=store)
-    (run / "work/record.jsonl").unlink()
+    (run / "work/metrics.jsonl").unlink()
     make_run(run)
     track(run, uri=store)
     assert sorted(one.info.status for one in active_runs(store)) == ["FINISHED", "KILLED"]
@@ -241,7 +241,7 @@ def test_a_folder_without_runs_is_a_mistake(tmp_path, store):
 def test_nan_is_kept_and_null_left_out(tmp_path, store):
     run = start_run(tmp_path / "results" / "row" / "seed_0")
     lines = [train_line(10) | {"grad_norm": None}, train_line(20) | {"loss": float("inf")}]
-    write_lines(run / "work/record.jsonl", [event_line("start", 0), *lines])
+    write_lines(run / "work/metrics.jsonl", [event_line("start", 0), *lines])
     assert track(run, uri=store)["delivered"]
     found = only_run(store)
     assert len(tracked.curve(store, found, "train/gradient_norm")) == 1

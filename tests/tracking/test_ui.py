@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 from browser import open_browser, require_browser
-from made_up_runs import make_run
+from fake_runs import make_run
 from waiting import wait_until
 
 from cae_seg.tracking import track

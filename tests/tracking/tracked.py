@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from made_up_runs import record_lines
+from fake_runs import record_lines
 
 CURVES = {"train/loss": "loss", "train/learning_rate": "lr", "mIoU": "mIoU", "aAcc": "aAcc"}
 

@@ -21,7 +21,7 @@ def test_a_new_seed_trains_that_seed(finished):
     plan = finished.plan(*DEMO)
     assert plan.trained == {"tiny_1600_lr1e-3/2"}
     assert plan.jobs["prepare_data"] == plan.jobs["inspect_checkpoint"] == 0
-    assert plan.jobs["evaluate"] == plan.jobs["summarise"] == plan.jobs["write_table"] == 1
+    assert plan.jobs["evaluate"] == plan.jobs["aggregate_seeds"] == plan.jobs["write_table"] == 1
 
 
 def test_a_changed_learning_rate_trains_that_row(finished):

@@ -79,20 +79,20 @@ def test_every_run_was_tracked(demo_run):
 
 
 def test_the_facts_of_a_run_are_written_beside_it(demo_run):
-    facts = read(demo_run, "tiny_300_lr3e-3/seed_0/run.json")
-    assert facts["learning_rate"] == 3e-3
-    assert facts["checkpoint"]["resized"] > 0
-    assert facts["data"]["images"] == {"training": 64, "validation": 24}
+    metadata = read(demo_run, "tiny_300_lr3e-3/seed_0/run.json")
+    assert metadata["learning_rate"] == 3e-3
+    assert metadata["checkpoint"]["resized"] > 0
+    assert metadata["data"]["images"] == {"training": 64, "validation": 24}
     config = Config.fromfile(demo_run.path / "results/demo/tiny_300_lr3e-3/seed_0/config.py")
     assert config.optim_wrapper.optimizer.lr == 3e-3
 
 
 def test_a_person_watching_sees_progress_and_no_chatter(demo_run):
-    assert re.search(r"train tiny_\S+: \d+/\d+ iterations .* left, loss \d", demo_run.said)
-    assert re.search(r"mIoU \d+\.\d+", demo_run.said)
-    assert re.search(r"\d+ of \d+ steps \(\d+%\) done", demo_run.said)
-    assert "Warning" not in demo_run.said
-    assert "OneDL" not in demo_run.said
+    assert re.search(r"train tiny_\S+: \d+/\d+ iterations .* left, loss \d", demo_run.output)
+    assert re.search(r"mIoU \d+\.\d+", demo_run.output)
+    assert re.search(r"\d+ of \d+ steps \(\d+%\) done", demo_run.output)
+    assert "Warning" not in demo_run.output
+    assert "OneDL" not in demo_run.output
 
 
 def test_a_second_start_has_nothing_to_do(demo_run):

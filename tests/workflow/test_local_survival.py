@@ -56,7 +56,7 @@ def interrupted(checkout, baseline, tmp_path_factory) -> dict:
         def start() -> subprocess.Popen:
             return checkout.start(
                 *("--profile", "local", "--cores", "2", "--config", "sheet=interrupted.yaml"),
-                said=log,
+                output=log,
                 MLFLOW_TRACKING_URI=f"sqlite:///{store}",
             )
 

@@ -141,7 +141,8 @@ def test_every_command_was_called(calls):
     rows = len(HOSTILE)
     counts = {command: len(found) for command, found in calls.items()}
     assert counts == {
-        "prepare": rows + 1, "train": rows, "evaluate": rows, "summarise": rows, "track": rows,
+        "prepare": rows + 1, "train": rows, "evaluate": rows, "aggregate-seeds": rows,
+        "track": rows,
         "table": 1, "figures": 1,
     }  # fmt: skip
 

@@ -37,13 +37,13 @@ def asked(cluster, experiment, *arguments):
 
 
 def test_a_training_asks_for_one_task_with_the_gpus_of_its_row(cluster):
-    said = asked(cluster, "vit_b_300")
-    assert "--gpus=8" in said
-    assert "--nodes=1" in said
-    assert "--cpus-per-task=64" in said
-    assert "-t 2880" in said
-    assert "--mem 136000" in said
-    assert "ntasks" not in said
+    output = asked(cluster, "vit_b_300")
+    assert "--gpus=8" in output
+    assert "--nodes=1" in output
+    assert "--cpus-per-task=64" in output
+    assert "-t 2880" in output
+    assert "--mem 136000" in output
+    assert "ntasks" not in output
 
 
 def test_resources_of_a_row_replace_those_of_the_profile(cluster):
@@ -51,29 +51,29 @@ def test_resources_of_a_row_replace_those_of_the_profile(cluster):
     row = "learning_rate: 3e-4, published"
     own = "resources: {runtime: 600, slurm_partition: big, gpu_model: h100, qos: long}"
     cluster.edit("config/published.yaml", row, f"gpus: 4, {own}, {row}")
-    said = asked(cluster, "vit_b_300")
-    assert "-t 600" in said
-    assert "-p big" in said
-    assert "--gpus=h100:4" in said
-    assert "--qos=long" in said
+    output = asked(cluster, "vit_b_300")
+    assert "-t 600" in output
+    assert "-p big" in output
+    assert "--gpus=h100:4" in output
+    assert "--qos=long" in output
 
 
 def test_rows_without_resources_use_the_default_resources_of_the_profile(cluster):
     cluster.edit("workflow/profiles/slurm/profile.yaml", "# slurm_partition", "slurm_partition")
     row = "learning_rate: 3e-4, published"
     cluster.edit("config/published.yaml", row, f"resources: {{slurm_partition: big}}, {row}")
-    said = asked(cluster, "vit_b_800")
-    assert "-p gpu" in said
-    assert "-t 2880" in said
+    output = asked(cluster, "vit_b_800")
+    assert "-p gpu" in output
+    assert "-t 2880" in output
 
 
 def test_set_resources_replaces_resources_of_rule_and_row(cluster):
     row = "learning_rate: 3e-4, published"
     cluster.edit("config/published.yaml", row, f"resources: {{constraint: pcie}}, {row}")
     options = ("--set-resources", "fine_tune:constraint=nvlink", "fine_tune:runtime=90")
-    said = asked(cluster, "vit_b_300", *options)
-    assert "-C nvlink" in said
-    assert "-t 90" in said
+    output = asked(cluster, "vit_b_300", *options)
+    assert "-C nvlink" in output
+    assert "-t 90" in output
 
 
 def test_gpus_of_several_nodes_are_of_the_type_in_the_profile(cluster):
@@ -83,7 +83,7 @@ def test_gpus_of_several_nodes_are_of_the_type_in_the_profile(cluster):
         "nodes: 2, learning_rate: 3e-4, published",
     )
     cluster.edit("workflow/profiles/slurm/profile.yaml", "# gpu_model", "gpu_model")
-    said = asked(cluster, "vit_b_300")
-    assert "--gres=gpu:a100:4" in said
-    assert "--nodes=2" in said
-    assert "--gpus" not in said
+    output = asked(cluster, "vit_b_300")
+    assert "--gres=gpu:a100:4" in output
+    assert "--nodes=2" in output
+    assert "--gpus" not in output

@@ -27,7 +27,7 @@ def killed(checkout):
     wait = "[ $1 = train ] && touch training && sleep 600"
     stub.write_text(text.replace("for argument", f"{wait}\nfor argument", 1))
     with (checkout.path / "out").open("w") as out:
-        process = checkout.start(*DEMO, said=out)
+        process = checkout.start(*DEMO, output=out)
         while not (checkout.path / "training").exists():
             assert process.poll() is None, (checkout.path / "out").read_text()
             time.sleep(0.1)

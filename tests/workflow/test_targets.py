@@ -8,7 +8,8 @@ import pytest
 from checkouts import ROOT, Plan
 
 BASE = "upernet_cae_base_12_512_slide_160k_ade20k_pt_{}"
-ALL = {"prepare_data": 1, "inspect_checkpoint": 5, "fine_tune": 5, "evaluate": 5, "summarise": 5}
+PER_ROW = ("inspect_checkpoint", "fine_tune", "evaluate", "aggregate_seeds")
+ALL = {"prepare_data": 1} | dict.fromkeys(PER_ROW, 5)
 MEASURE = """
 import cProfile, pathlib, pstats, resource
 from snakemake.cli import main
@@ -67,10 +68,10 @@ def test_jobs_of_a_cluster_ask_for_the_gpus_of_their_row(checkout):
 
 
 def test_a_machine_without_gpus_gives_none(checkout):
-    said = checkout.run(
+    output = checkout.run(
         "--dry-run", "--profile", "local", "results/table.md", CUDA_VISIBLE_DEVICES=""
     )
-    assert "0 GPUs on 1 node" in said
+    assert "0 GPUs on 1 node" in output
 
 
 def test_a_machine_with_four_gpus_gives_a_run_no_more_than_four(checkout):

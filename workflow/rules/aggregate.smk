@@ -2,7 +2,7 @@ rule write_table:
     input:
         sheet=sheet_input,
         metrics=expand("<results>/{experiment}/metrics.json", experiment=ROWS),
-        tracked=of_runs("<results>/{experiment}/seed_{seed}/tracked.json"),
+        tracked=all_runs("<results>/{experiment}/seed_{seed}/tracked.json"),
     output:
         table="<results>/table.md",
         csv=report("<results>/table.csv", **AMONG_RESULTS, labels={"result": "table.csv"}),

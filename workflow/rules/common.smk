@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 from cae_seg.engine.check_sheet import check_sheet
-from cae_seg.run.paths import RunFolder
+from cae_seg.run.paths import RunDir
 from cae_seg.run.provenance import code_fingerprint
 from cae_seg.errors import UserError
 from cae_seg.sheet.reading import Sheet, load_sheet
@@ -42,7 +42,7 @@ def row(wildcards) -> Experiment:
         raise SystemExit(f"error: {error}")
 
 
-def of_row(key: str):
+def row_value(key: str):
     """Return a function that takes one key from the row of a job."""
     return lambda wildcards: getattr(row(wildcards), key)
 
@@ -61,7 +61,7 @@ def archive(wildcards) -> list[str]:
     own = [data.classes] if data.classes else []
     if "://" in data.source or Path(data.source).is_dir():
         return own
-    return own + present(
+    return own + require_file(
         data.source, data.manifest, f"correct `source` of the data in {SHEET.path}"
     )
 
@@ -81,10 +81,10 @@ def data_options(wildcards) -> list[str]:
     data = DATA[wildcards.root]
     reduce = None if data.reduce_zero_label is None else str(data.reduce_zero_label).lower()
     return [
-        *flag("sha256", data.sha256),
-        *flag("type", None if data.type == "ade20k" else data.type),
-        *flag("classes", data.classes),
-        *flag("reduce-zero-label", reduce),
+        *cli_flag("sha256", data.sha256),
+        *cli_flag("type", None if data.type == "ade20k" else data.type),
+        *cli_flag("classes", data.classes),
+        *cli_flag("reduce-zero-label", reduce),
         *([] if data.ignore_index is None else [f"--ignore-index={data.ignore_index}"]),
     ]
 
@@ -98,7 +98,7 @@ def inspection(found: Experiment) -> str:
     return f"{stem}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
 
-INSPECTED = {inspection(found): found for found in SHEET.experiments}
+CHECKPOINTS = {inspection(found): found for found in SHEET.experiments}
 
 
 def inspected(wildcards) -> str:
@@ -108,28 +108,28 @@ def inspected(wildcards) -> str:
 
 def model_options(wildcards) -> list[str]:
     """Return what the rows of an inspected checkpoint replace in their config's model."""
-    options = INSPECTED[wildcards.checkpoint].model_options
+    options = CHECKPOINTS[wildcards.checkpoint].model_options
     return [f"--cfg-options={key}={value}" for key, value in options.items()]
 
 
 def checkpoint_file(wildcards) -> list[str]:
     """Return the checkpoint where it is a local file, whose change Snakemake then notices."""
-    found = INSPECTED[wildcards.checkpoint]
+    found = CHECKPOINTS[wildcards.checkpoint]
     if found.checkpoint_is_url:
         return []
-    remedy = f"download it (README.md says where), or mend {found.name!r} in {SHEET.path}"
+    remedy = f"download it (README.md says where), or correct {found.name!r} in {SHEET.path}"
     result = SHEET.results / "checkpoints" / f"{wildcards.checkpoint}.json"
-    return present(found.checkpoint, result, remedy)
+    return require_file(found.checkpoint, result, remedy)
 
 
-def present(file: str, result: Path, remedy: str) -> list[str]:
+def require_file(file: str, result: Path, remedy: str) -> list[str]:
     """Return a local input; stop in one line where it is missing and `result` needs it."""
     if Path(file).exists() or result.exists() or file in rules.make_demo.output:
         return [file]
     raise SystemExit(f"error: {file}: no such file; {remedy}")
 
 
-def flag(name: str, value) -> list[str]:
+def cli_flag(name: str, value) -> list[str]:
     """Return an option of `cae-seg` as arguments: none where there is no value."""
     if value in (None, False):
         return []
@@ -143,10 +143,10 @@ def recipe_options(wildcards) -> list[str]:
     pairs = [f"--cfg-options={key}={value}" for key, value in options.items()]
     crop = ["--crop-size", *map(str, found.crop_size)] if found.crop_size else []
     return [
-        *flag("precision", found.precision),
-        *flag("deterministic", found.deterministic),
-        *flag("iterations", found.iterations),
-        *flag("batch-size", found.batch_size),
+        *cli_flag("precision", found.precision),
+        *cli_flag("deterministic", found.deterministic),
+        *cli_flag("iterations", found.iterations),
+        *cli_flag("batch-size", found.batch_size),
         *crop,
         *pairs,
     ]
@@ -155,7 +155,7 @@ def recipe_options(wildcards) -> list[str]:
 # Parameters that depend on `resources` are no reason to run again: other hardware, same run.
 def machine_options(wildcards, resources) -> list[str]:
     """Return the hardware options of a training."""
-    images = flag("images-per-gpu", row(wildcards).images_per_gpu)
+    images = cli_flag("images-per-gpu", row(wildcards).images_per_gpu)
     return [*device_options(wildcards, resources), f"--nodes={resources.nodes}", *images]
 
 
@@ -176,7 +176,7 @@ def gpus(wildcards) -> int:
     return found.gpus if found.nodes == 1 else 0
 
 
-def row_resource(key: str, otherwise=None):
+def row_override(key: str, otherwise=None):
     """Return a resource function: the row's value, or `otherwise`, or the default resource.
 
     `--set-resources` replaces the function, and so comes before the row.
@@ -196,8 +196,8 @@ def row_resource(key: str, otherwise=None):
 
 def error_file(wildcards, rulename) -> str:
     """Return where a job keeps a user's mistake, which the executor does not try again."""
-    folder = SHEET.run_folder(wildcards.experiment, wildcards.seed)
-    return str(RunFolder(folder).error_file(rulename))
+    folder = SHEET.run_dir(wildcards.experiment, wildcards.seed)
+    return str(RunDir(folder).error_file(rulename))
 
 
 def attempt_number(wildcards, attempt) -> int:
@@ -208,7 +208,7 @@ def attempt_number(wildcards, attempt) -> int:
 def shared_resources() -> dict:
     """Return what training and evaluation both need: their part of the cluster, and their retries."""
     keys = ("slurm_partition", "slurm_account", "qos", "constraint", "slurm_extra")
-    site = {key: row_resource(key) for key in keys}
+    site = {key: row_override(key) for key in keys}
     return site | {"attempt": attempt_number, "no_retry_file": error_file}
 
 
@@ -216,7 +216,7 @@ def gpu_model(wildcards, input, attempt, threads, rulename, async_run) -> str | 
     """Return the GPU type of a training; none where `gres` names it."""
     if row(wildcards).nodes > 1:
         return None
-    return row_resource("gpu_model")(wildcards, input, attempt, threads, rulename, async_run)
+    return row_override("gpu_model")(wildcards, input, attempt, threads, rulename, async_run)
 
 
 # The job step of the SLURM executor asks for all of `gpu` on one node, so that a job of several
@@ -226,7 +226,7 @@ def gres(wildcards, input, attempt, threads, rulename, async_run) -> str | None:
     found = row(wildcards)
     if found.nodes == 1 or not found.gpus:
         return None
-    model = row_resource("gpu_model")(wildcards, input, attempt, threads, rulename, async_run)
+    model = row_override("gpu_model")(wildcards, input, attempt, threads, rulename, async_run)
     return ":".join(["gpu", *([model] if model else []), str(found.gpus // found.nodes)])
 
 
@@ -242,15 +242,15 @@ def memory(wildcards) -> int:
 
 def work_weights(wildcards, input) -> str:
     """Return the weights of a finished run."""
-    return str(Path(input.run).parent / "work" / "weights.pth")
+    return str(RunDir(Path(input.run).parent).work.weights)
 
 
-def of_seeds(pattern: str):
+def expand_seeds(pattern: str):
     """Return a function from an experiment to the files of all its seeds."""
     return lambda wildcards: expand(pattern, seed=row(wildcards).seeds, allow_missing=True)
 
 
-def of_runs(pattern: str) -> list[str]:
+def all_runs(pattern: str) -> list[str]:
     """Return a file of every run of the sheet."""
     return [
         file
@@ -259,9 +259,9 @@ def of_runs(pattern: str) -> list[str]:
     ]
 
 
-def undelivered(wildcards) -> str:
+def tracking_retry_token(wildcards) -> str:
     """Return what changes while the tracker has not taken a run, so that it is offered again."""
-    file = SHEET.run_folder(wildcards.experiment, wildcards.seed) / "tracked.json"
+    file = SHEET.run_dir(wildcards.experiment, wildcards.seed) / "tracked.json"
     if not file.is_file() or read_json(file).get("delivered", True):
         return "nothing"
     return f"offered at {file.stat().st_mtime_ns}"

@@ -15,10 +15,10 @@ rule evaluate:
     resources:
         **shared_resources(),
         gpu=lambda wildcards: min(1, row(wildcards).gpus),
-        gpu_model=row_resource("gpu_model"),
+        gpu_model=row_override("gpu_model"),
         nodes=1,
-        mem_mb=row_resource("mem_mb", 24000),
-        runtime=row_resource("runtime", "4h"),
+        mem_mb=row_override("mem_mb", 24000),
+        runtime=row_override("runtime", "4h"),
     params:
         weights=work_weights,
         machine=device_options,
@@ -31,16 +31,16 @@ rule evaluate:
         " --out={output.metrics:q} 2>&1 | tee {log:q}"
 
 
-rule summarise:
+rule aggregate_seeds:
     input:
-        metrics=of_seeds("<results>/{experiment}/seed_{seed}/metrics.json"),
+        metrics=expand_seeds("<results>/{experiment}/seed_{seed}/metrics.json"),
     output:
         metrics="<results>/{experiment}/metrics.json",
     log:
-        "<results>/logs/summarise/{experiment}.log",
+        "<results>/logs/aggregate_seeds/{experiment}.log",
     conda:
         "../../environment.yml"
     message:
         "Join the seeds of {wildcards.experiment}"
     shell:
-        "cae-seg summarise --out={output.metrics:q} {input.metrics:q} 2>&1 | tee {log:q}"
+        "cae-seg aggregate-seeds --out={output.metrics:q} {input.metrics:q} 2>&1 | tee {log:q}"

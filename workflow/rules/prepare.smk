@@ -51,9 +51,11 @@ rule inspect_checkpoint:
     conda:
         "../../environment.yml"
     params:
-        source=lambda wildcards: INSPECTED[wildcards.checkpoint].checkpoint,
-        config=lambda wildcards: INSPECTED[wildcards.checkpoint].config,
-        sha256=lambda wildcards: flag("sha256", INSPECTED[wildcards.checkpoint].checkpoint_sha256),
+        source=lambda wildcards: CHECKPOINTS[wildcards.checkpoint].checkpoint,
+        config=lambda wildcards: CHECKPOINTS[wildcards.checkpoint].config,
+        sha256=lambda wildcards: cli_flag(
+            "sha256", CHECKPOINTS[wildcards.checkpoint].checkpoint_sha256
+        ),
         model=model_options,
     message:
         "Inspect the checkpoint {params.source}"

@@ -11,7 +11,7 @@ rule track:
     params:
         folder=subpath(input.run, parent=True),
         sheet=sheet_file,
-        again=undelivered,
+        again=tracking_retry_token,
     message:
         "Track {wildcards.experiment}, seed {wildcards.seed}, in MLflow"
     shell:

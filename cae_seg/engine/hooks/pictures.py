@@ -14,8 +14,8 @@ from mmseg.structures import SegDataSample
 from cae_seg.data.images import read_image
 from cae_seg.data.visualize import (
     check_picture_file,
-    paint_labels,
-    paint_panel,
+    draw_comparison,
+    draw_labels,
     palette_of,
     write_picture,
 )
@@ -23,11 +23,11 @@ from cae_seg.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-PANELS = 4
+IMAGES_DRAWN = 4
 
 
 @HOOKS.register_module()
-class PanelHook(Hook):
+class VisualizationHook(Hook):
     """Paint a few validation images at each evaluation: image, truth and prediction.
 
     Args:
@@ -49,14 +49,14 @@ class PanelHook(Hook):
     ) -> None:
         """Paint the images whose turn it is; a picture that cannot be written is left out."""
         dataset = runner.val_dataloader.dataset
-        every = -(-len(dataset) // PANELS)
+        every = -(-len(dataset) // IMAGES_DRAWN)
         for number, sample in numbered(runner.val_dataloader, runner, batch_idx, outputs):
             if number % every == 0 and not self._failed:
                 self._paint(runner, sample, dataset.metainfo)
 
     def _paint(self, runner: Runner, sample: SegDataSample, metainfo: Mapping[str, Any]) -> None:
         path = Path(sample.img_path)
-        panel = paint_panel(
+        panel = draw_comparison(
             read_image(path),
             sample.gt_sem_seg.data[0].cpu().numpy(),
             sample.pred_sem_seg.data[0].cpu().numpy(),
@@ -108,7 +108,7 @@ class PaintingHook(Hook):
         for sample in outputs:
             labels = sample.pred_sem_seg.data[0].cpu().numpy()
             palette = palette_of(runner.test_dataloader.dataset.metainfo)
-            write_picture(paint_labels(labels, palette), self._target(sample.img_path))
+            write_picture(draw_labels(labels, palette), self._target(sample.img_path))
 
     def _target(self, image: str) -> Path:
         return self._folder / f"{Path(image).stem}.png"

@@ -8,7 +8,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from cae_seg.progress import Progress, progress
-from cae_seg.run.logs import Voice
+from cae_seg.run.logs import SafeStream
 
 
 @HOOKS.register_module()
@@ -83,7 +83,7 @@ class ProgressHook(Hook):
             self._bars.popitem()[1].close()
 
     def _open(self, runner: Runner, title: str, unit: str, total: int, done: int = 0) -> None:
-        stream = Voice(runner.session.ranks.first)
+        stream = SafeStream(runner.session.ranks.first)
         self._bars[unit] = progress(total, title.strip(), unit, initial=done, stream=stream)
 
     def _show_note(self) -> None:

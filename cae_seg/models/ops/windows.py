@@ -22,7 +22,7 @@ from cae_seg.transfer import to_device
 
 
 @dataclass(frozen=True)
-class Axis:
+class WindowAxis:
     """Windows along one axis of an image, in pixels."""
 
     length: int  # of the image
@@ -38,11 +38,11 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class View:
+class InferenceView:
     """One pass over an image: the image at some scale, flipped or not."""
 
     image: Tensor  # 3, h, w, normalised
-    axes: tuple[Axis, Axis]
+    axes: tuple[WindowAxis, WindowAxis]
     flipped: bool = False
 
     def windows(self) -> list[Tensor]:
@@ -63,7 +63,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Coarse:
+class CoarseLogits:
     """The logits of a view's windows side by side, and the matrices that spread them out."""
 
     logits: Tensor  # rows · h, cols · w, classes
@@ -73,14 +73,18 @@ class Coarse:
 
     @classmethod
     def join(
-        cls, view: View, logits: Sequence[Tensor], size: tuple[int, int], align_corners: bool
-    ) -> "Coarse":
+        cls,
+        view: InferenceView,
+        logits: Sequence[Tensor],
+        size: tuple[int, int],
+        align_corners: bool,
+    ) -> "CoarseLogits":
         """Lay out the logits (h, w, classes) of `view.windows()` for an output of `size`."""
         h, w, classes = logits[0].shape
         grid = tuple(len(axis.starts) for axis in view.axes)
         joined = torch.stack(list(logits)).view(*grid, h, w, classes).transpose(1, 2)
         rows, cols = (
-            spreading_matrix(axis, side, out, align_corners)
+            resampling_matrix(axis, side, out, align_corners)
             for axis, side, out in zip(view.axes, (h, w), size, strict=True)
         )
         joined = joined.reshape(grid[0] * h, grid[1] * w, classes)
@@ -123,7 +127,9 @@ def bands_of(matrix: sparse.csr_array, tile: int, flipped: bool = False) -> list
 
 
 @cached(32 * 2**20, lambda m: m.data.nbytes + m.indices.nbytes + m.indptr.nbytes)
-def spreading_matrix(axis: Axis, coarse: int, size: int, align_corners: bool) -> sparse.csr_array:
+def resampling_matrix(
+    axis: WindowAxis, coarse: int, size: int, align_corners: bool
+) -> sparse.csr_array:
     """Return the matrix from the windows' logits along an axis to the output.
 
     Args:
@@ -151,7 +157,7 @@ def spreading_matrix(axis: Axis, coarse: int, size: int, align_corners: bool) ->
     return spread
 
 
-def labels_of(views: Sequence[Coarse]) -> Tensor:
+def argmax_labels(views: Sequence[CoarseLogits]) -> Tensor:
     """Return the most probable class of each pixel, (height, width), uint8.
 
     One view: the arg-max of its logits. Several: that of the mean of their soft-maxes.
@@ -172,13 +178,13 @@ def labels_of(views: Sequence[Coarse]) -> Tensor:
     return labels
 
 
-def _spread(view: Coarse, rows: Band, cols: Band) -> Tensor:
+def _spread(view: CoarseLogits, rows: Band, cols: Band) -> Tensor:
     """Return a tile of the output, (1, rows, columns, classes)."""
     part = view.logits[None, rows.source, cols.source]
     return upsample_tile(part, rows.values, cols.values)
 
 
-def _bands_on_device(view: Coarse, tile: tuple[int, int]) -> tuple[list[Band], list[Band]]:
+def _bands_on_device(view: CoarseLogits, tile: tuple[int, int]) -> tuple[list[Band], list[Band]]:
     """Cut both matrices of a view, and move all bands to its device by one copy."""
     axes = bands_of(view.rows, tile[0]), bands_of(view.cols, tile[1], view.flipped)
     every = [band for bands in axes for band in bands]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cae_seg.errors import UserError
 from cae_seg.models.pretrained.architectures import Architecture
+from cae_seg.models.pretrained.doubts import doubts_of_tensors
 from cae_seg.models.pretrained.layouts import Layout, Tensors, find_tensors, recognise_layout
 from cae_seg.models.pretrained.report import Report, summarise_names
 from cae_seg.models.pretrained.values import check_values
@@ -58,6 +59,8 @@ def convert(
         initialised=tuple(fresh),
         left=tuple(log.left),
         dropped=tuple(log.dropped),
+        mean=model.taps.mean if hasattr(model, "taps") else layout.mean,
+        doubts=doubts_of_tensors(inside, model, fresh),
     )
     return converted, report
 

@@ -25,6 +25,10 @@ ANCHORS = (
 )
 
 
+# As torchvision's models, and the published pretraining scripts of the layouts that name it.
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+
+
 @dataclass(frozen=True)
 class Layout:
     """A kind of checkpoint: the backbone's prefix, and what else the file holds."""
@@ -33,6 +37,7 @@ class Layout:
     prefix: str
     ignored_prefixes: tuple[str, ...] = ()
     required_prefixes: tuple[str, ...] = ()  # at least one key must begin with one of these
+    mean: tuple[float, ...] | None = None  # of the images in pretraining, grey levels; if known
 
     def fits(self, names: Iterable[str], anchors: Iterable[str]) -> bool:
         """Tell whether tensors of these names are of this layout."""
@@ -55,6 +60,7 @@ LAYOUTS = (
         "encoder.",
         ignored_prefixes=("encoder_k.", "projector.", "projector_k.", "predictor.", "queue"),
         required_prefixes=("encoder_k.",),
+        mean=IMAGENET_MEAN,
     ),
     Layout(
         "CAE",
@@ -69,18 +75,26 @@ LAYOUTS = (
             "alignment_encoder.",
             "lm_head.",
         ),
+        mean=IMAGENET_MEAN,
     ),
     Layout(
         "MoCo v3",
         "base_encoder.",
         ignored_prefixes=("momentum_encoder.", "predictor.", "queue"),
+        mean=IMAGENET_MEAN,
     ),
     Layout(
         "iBOT or DINO",
         "backbone.",
         ignored_prefixes=("head.", "head2.", "dino_head.", "ibot_head."),
+        mean=IMAGENET_MEAN,
     ),
-    Layout("MAE", "", required_prefixes=("decoder_pred.", "decoder_embed.", "decoder_blocks.")),
+    Layout(
+        "MAE",
+        "",
+        required_prefixes=("decoder_pred.", "decoder_embed.", "decoder_blocks."),
+        mean=IMAGENET_MEAN,
+    ),
     Layout("BEiT with a shared table", "", required_prefixes=("rel_pos_bias.",)),
     Layout("plain", ""),
 )

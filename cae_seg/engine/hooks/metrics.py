@@ -1,4 +1,4 @@
-"""Write losses, learning rate and speed of a run to its record."""
+"""Write losses, learning rate and speed of a run to its metrics log."""
 
 import logging
 import math
@@ -16,8 +16,8 @@ logger = logging.getLogger("cae_seg")
 
 
 @HOOKS.register_module()
-class RecordHook(Hook):
-    """Append a line to the record every so many iterations: exact values, not windowed means.
+class MetricsHook(Hook):
+    """Append a line to the metrics log every so many iterations: exact values, not windowed means.
 
     Args:
         interval: iterations between two lines.
@@ -59,13 +59,13 @@ class RecordHook(Hook):
         values = dict(zip(names, means, strict=True))
         if not math.isfinite(values.get("loss", 0.0)):
             self._warn_of_loss(runner, iteration)
-        session.record.write(
+        session.metrics.write(
             "train",
             iteration=iteration,
             **values,
             lr=self._rate,
             grad_norm=norm,
-            images_per_second=session.split.total * self._count / self._seconds,
+            images_per_second=session.split.global_batch * self._count / self._seconds,
             data_seconds=self._data_seconds / self._count,
             gpu_memory_mb=_peak_memory(session.ranks.device),
         )
@@ -83,7 +83,7 @@ class RecordHook(Hook):
         text = "the loss is NaN or infinite; training is unlikely to recover, lower the rate"
         if runner.session.ranks.first:
             logger.warning("iteration %d: %s", iteration, text)
-        runner.session.record.event("warning", iteration=iteration, message=text)
+        runner.session.metrics.event("warning", iteration=iteration, message=text)
 
 
 def _peak_memory(device: torch.device) -> float | None:

@@ -1,6 +1,6 @@
 """Makes run folders as the engine leaves them, with made-up numbers, for tests of what reads them.
 
-`python tests/made_up_runs.py FOLDER` writes a whole made-up sweep to look at.
+`python tests/fake_runs.py FOLDER` writes a whole made-up sweep to look at.
 """
 
 import hashlib
@@ -84,9 +84,9 @@ def record_lines(upto: int, *, miou: float = 48.0, total: int = 200) -> list[dic
     return lines
 
 
-def made_up_facts(name: str | None, seed: int, **changes: Any) -> dict[str, Any]:
-    """Return a plausible facts.json; keyword arguments replace its keys."""
-    facts = {
+def fake_metadata(name: str | None, seed: int, **changes: Any) -> dict[str, Any]:
+    """Return a plausible run_metadata.json; keyword arguments replace its keys."""
+    metadata = {
         "schema": 1,
         "experiment": name,
         "seed": seed,
@@ -98,7 +98,13 @@ def made_up_facts(name: str | None, seed: int, **changes: Any) -> dict[str, Any]
         "precision": "fp16",
         "deterministic": False,
         "device": {"type": "cuda", "name": "Made Up 80GB", "count": 2},
-        "batch": {"total": 16, "per_rank": 8, "micro": 4, "accumulation": 2, "ranks": 2},
+        "batch": {
+            "global_batch": 16,
+            "batch_per_rank": 8,
+            "micro_batch": 4,
+            "accumulation": 2,
+            "ranks": 2,
+        },
         "accelerations": [],
         "checkpoint": {"path": "checkpoints/made_up.pth", "sha256": "c" * 64, "layout": "cae"},
         "data": {
@@ -112,17 +118,19 @@ def made_up_facts(name: str | None, seed: int, **changes: Any) -> dict[str, Any]
         "attempts": 1,
         "started": datetime.fromtimestamp(BEGUN, UTC).isoformat(),
     }
-    facts |= changes
-    deciding = [facts[key] for key in ("experiment", "seed", "learning_rate", "iterations", "data")]
+    metadata |= changes
+    deciding = [
+        metadata[key] for key in ("experiment", "seed", "learning_rate", "iterations", "data")
+    ]
     identity = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
-    return {"identity": identity, **facts}
+    return {"identity": identity, **metadata}
 
 
-def start_run(folder: Path, name: str | None = "row", seed: int = 0, **facts: Any) -> Path:
+def start_run(folder: Path, name: str | None = "row", seed: int = 0, **metadata: Any) -> Path:
     """Make the folder of a run that has just begun; return it."""
     work = folder / "work"
     work.mkdir(parents=True, exist_ok=True)
-    (work / "facts.json").write_text(json.dumps(made_up_facts(name, seed, **facts)))
+    (work / "run_metadata.json").write_text(json.dumps(fake_metadata(name, seed, **metadata)))
     (work / "config.py").write_text("model = dict(type='FastEncoderDecoder')\n")
     (work / "train.log").write_text("iteration 10 of 200\n")
     return folder
@@ -131,28 +139,28 @@ def start_run(folder: Path, name: str | None = "row", seed: int = 0, **facts: An
 def finish_run(folder: Path, miou: float = 48.0, *, lines: bool = True) -> None:
     """Add to a begun run all that training leaves at its end."""
     work = folder / "work"
-    facts = json.loads((work / "facts.json").read_text())
+    metadata = json.loads((work / "run_metadata.json").read_text())
     if lines:
-        (work / "record.jsonl").unlink(missing_ok=True)
-        write_lines(work / "record.jsonl", record_lines(200, miou=miou))
+        (work / "metrics.jsonl").unlink(missing_ok=True)
+        write_lines(work / "metrics.jsonl", record_lines(200, miou=miou))
     evaluations = [
         {"iteration": i, "mIoU": miou - 10 * (1 - i / 200), "mAcc": miou + 10, "aAcc": miou + 30}
         for i in (50, 100, 150, 200)
     ]
-    run = facts | {
+    run = metadata | {
         "ended": datetime.fromtimestamp(BEGUN + 101, UTC).isoformat(),
         "gpu_hours": 2 * 101 / 3600,
         "seconds": 101.0,
-        "weights": {"path": "work/weights.pth", "sha256": weights_digest(facts)},
+        "weights": {"path": "work/weights.pth", "sha256": weights_digest(metadata)},
         "evaluations": evaluations,
     }
     (folder / "config.py").write_text("model = dict(type='FastEncoderDecoder')\n")
     (folder / "run.json").write_text(json.dumps(run))
 
 
-def weights_digest(facts: dict[str, Any]) -> str:
+def weights_digest(metadata: dict[str, Any]) -> str:
     """Return the hash of weights that no other run has."""
-    return hashlib.sha256(f"{facts['experiment']} {facts['seed']}".encode()).hexdigest()
+    return hashlib.sha256(f"{metadata['experiment']} {metadata['seed']}".encode()).hexdigest()
 
 
 def class_scores(draw: random.Random, miou: float) -> list[dict[str, Any]]:
@@ -167,33 +175,33 @@ def class_scores(draw: random.Random, miou: float) -> list[dict[str, Any]]:
 
 def evaluate_run(folder: Path, miou: float = 48.0, **changes: Any) -> None:
     """Add the final evaluation."""
-    facts = json.loads((folder / "run.json").read_text())
+    metadata = json.loads((folder / "run.json").read_text())
     per_class = class_scores(random.Random(str(folder)), miou)
     metrics = {
         "schema": 1,
-        "experiment": facts["experiment"],
-        "seed": facts["seed"],
+        "experiment": metadata["experiment"],
+        "seed": metadata["seed"],
         "mIoU": miou,
         "mAcc": miou + 10,
         "aAcc": miou + 30,
         "per_class": per_class,
         "images": 2000,
         "seconds": 12.5,
-        "weights_sha256": facts["weights"]["sha256"],
+        "weights_sha256": metadata["weights"]["sha256"],
         "config_sha256": "9" * 64,
-        "data_fingerprint": facts["data"]["fingerprint"],
+        "data_fingerprint": metadata["data"]["fingerprint"],
         "aug_test": False,
         "device": "cuda",
-        "code": facts["code"],
+        "code": metadata["code"],
     }
     (folder / "metrics.json").write_text(json.dumps(metrics | changes))
 
 
 def make_run(
-    folder: Path, name: str | None = "row", seed: int = 0, *, miou: float = 48.0, **facts: Any
+    folder: Path, name: str | None = "row", seed: int = 0, *, miou: float = 48.0, **metadata: Any
 ) -> Path:
     """Make the folder of a finished and evaluated run; return it."""
-    start_run(folder, name, seed, **facts)
+    start_run(folder, name, seed, **metadata)
     finish_run(folder, miou)
     evaluate_run(folder, miou)
     return folder
