@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import cae_seg
 from cae_seg import __version__
 from cae_seg.arguments import (
     LARGEST_SEED,
@@ -123,10 +124,7 @@ def _nearest_option(word: str, parser: argparse.ArgumentParser) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = _Parser(
-        prog="cae-seg",
-        description="Fine-tune pretrained ViT checkpoints on ADE20K and compare the results.",
-    )
+    parser = _Parser(prog="cae-seg", description=cae_seg.__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
     for add in (
