@@ -230,11 +230,11 @@ def make_client(uri: str) -> Any:
         raise StoreUnavailable(
             f"its driver is not installed; run: pip install {driver}", transient=False
         ) from error
-    except (
-        MlflowException,
-        sqlalchemy.exc.ArgumentError,  # also of kinds of databases that SQLAlchemy does not know
-        ValueError,
-    ) as error:
+    except MlflowException as error:
+        if error.__cause__ is not None:  # a database that is locked or down
+            raise
+        raise StoreUnavailable(_gist(error), transient=False) from error
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:  # of the address
         raise StoreUnavailable(_gist(error), transient=False) from error
 
 
@@ -290,9 +290,10 @@ def reaching_mlflow() -> Iterator[None]:
             "BAD_REQUEST",
             "PERMISSION_DENIED",
         )
-        raise StoreUnavailable(
-            _gist(error), transient=_is_transient(error) and not refused
-        ) from error
+        # Another process was quicker to write the same, e.g. the data set that runs share.
+        overtaken = isinstance(error.__cause__, sqlalchemy.exc.IntegrityError)
+        transient = overtaken or (_is_transient(error) and not refused)
+        raise StoreUnavailable(_gist(error), transient=transient) from error
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise StoreUnavailable(_gist(error), transient=_is_transient(error)) from error
 
