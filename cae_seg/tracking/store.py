@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_text
+from cae_seg.files import atomic_write_text, read_note
 from cae_seg.redaction import redact, redact_uri
 
 EXPERIMENT = "cae-seg"
@@ -157,11 +157,8 @@ def _stamp(path: Path) -> dict[str, str | None]:
     return {"mlflow": version("mlflow"), "schema": _schema(path)}
 
 
-def _read_stamp(path: Path) -> dict[str, str] | None:
-    try:
-        return json.loads(_stamp_path(path).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+def _read_stamp(path: Path) -> dict[str, str]:
+    return read_note(_stamp_path(path))
 
 
 def _schema(path: Path) -> str | None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_json, read_json
+from cae_seg.files import atomic_write_json, read_note
 from cae_seg.redaction import redact_uri
 from cae_seg.run.paths import METADATA, RUN, MetricsHistory, RunDir, find_runs, open_run
 from cae_seg.tracking import artifacts
@@ -136,8 +136,8 @@ def _track_one(
 
 
 def _earlier_labels(run: RunDir) -> dict[str, Any]:
-    path = run.path / "tracked.json"
-    return read_json(path).get("labels", {}) if path.is_file() else {}
+    labels = read_note(run.path / "tracked.json").get("labels")
+    return labels if isinstance(labels, dict) else {}
 
 
 def retry(action: Callable[[], T], patience: float) -> T:

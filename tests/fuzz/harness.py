@@ -7,6 +7,7 @@ named test next to the code that it is about.
 import atexit
 import contextlib
 import io
+import math
 import os
 import resource
 import shutil
@@ -14,11 +15,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cae_seg.cli import main
@@ -47,20 +49,25 @@ def _report() -> None:
         print(f"{number:8} inputs  {name}", file=sys.__stderr__)
 
 
-class Budget:
-    """The time of one test; examples that come later do nothing."""
+def explore(check: Callable[..., None], *strategies: st.SearchStrategy) -> None:
+    """Call `check` with values drawn from the strategies until the time of a test is over."""
+    end, name = time.monotonic() + SECONDS, os.environ["PYTEST_CURRENT_TEST"].split("::")[-1]
 
-    def __init__(self) -> None:
-        self._end: float | None = None
+    @fuzz_settings
+    @given(st.tuples(*strategies))
+    def examine(values: tuple) -> None:
+        nonlocal end
+        if time.monotonic() > end:
+            pytest.skip("the time is over")  # which ends Hypothesis at once
+        tried[name.removesuffix(" (call)")] += 1
+        try:
+            check(*values)
+        except BaseException:
+            end = math.inf  # a finding is made small, however long that takes
+            raise
 
-    def is_spent(self) -> bool:
-        """Tell whether the time since the first call is over; count the example if not."""
-        if self._end is None:
-            self._end = time.monotonic() + SECONDS
-        if time.monotonic() > self._end:
-            return True
-        tried[os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].removesuffix(" (call)")] += 1
-        return False
+    with contextlib.suppress(pytest.skip.Exception):
+        examine()
 
 
 @contextlib.contextmanager

@@ -7,15 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 from fuzz.harness import (
-    Budget,
-    fuzz_settings,
+    explore,
     json_values,
     mutated_bytes,
     mutated_json,
     run,
     sandbox,
 )
-from hypothesis import given
 from hypothesis import strategies as st
 
 from cae_seg.cli import build_parser
@@ -28,22 +26,18 @@ SHEETS = sorted((ROOT / "config").glob("*.yaml"))
 
 @pytest.mark.parametrize("sheet", SHEETS, ids=lambda path: path.stem)
 def test_mutated_sheets(sheet):
-    budget, content = Budget(), sheet.read_bytes()
+    content = sheet.read_bytes()
     values = mutated_json(yaml.safe_load(content)).map(
         lambda value: yaml.safe_dump(value, allow_unicode=True).encode(errors="surrogatepass")
     )
 
-    @fuzz_settings
-    @given(mutated_bytes(content) | values)
     def check(text):
-        if budget.is_spent():
-            return
         with sandbox() as folder:
             os.symlink(ROOT / "configs_local", folder / "configs_local")
             Path("sheet.yaml").write_bytes(text)
             run("table", "--sheet", "sheet.yaml", "--partial")
 
-    check()
+    explore(check, mutated_bytes(content) | values)
 
 
 def sheets_from_schema() -> st.SearchStrategy[dict]:
@@ -60,20 +54,14 @@ def sheets_from_schema() -> st.SearchStrategy[dict]:
 
 
 def test_sheets_from_the_schema():
-    budget = Budget()
-
-    @fuzz_settings
-    @given(sheets_from_schema())
     def check(content):
-        if budget.is_spent():
-            return
         with sandbox() as folder:
             os.symlink(ROOT / "configs_local", folder / "configs_local")
             text = yaml.safe_dump(content, allow_unicode=True)
             Path("sheet.yaml").write_bytes(text.encode(errors="surrogatepass"))
             run("table", "--sheet", "sheet.yaml", "--partial")
 
-    check()
+    explore(check, sheets_from_schema())
 
 
 # `--watch` and `--follow` wait for a person.
@@ -145,13 +133,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
 
 
 def test_command_lines_from_the_parser():
-    budget = Budget()
-
-    @fuzz_settings
-    @given(command_lines())
     def check(line):
-        if budget.is_spent():
-            return
         with sandbox(), pytest.MonkeyPatch.context() as patch:
             if line[0] == "ui":  # no UI is started for a server, whatever the arguments
                 patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
@@ -161,4 +143,4 @@ def test_command_lines_from_the_parser():
             os.mkfifo("pipe")
             run(*line, unhealthy=line[0] == "doctor")
 
-    check()
+    explore(check, command_lines())
