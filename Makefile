@@ -73,7 +73,7 @@ fuzz: install
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-1200} OMP_NUM_THREADS=1 $(PYTEST) tests/fuzz --timeout 0 -n 2
 
 chaos: install test-tools
-	CAE_SEG_CHAOS=20 pytest -s -v tests/slurm/test_chaos.py
+	CAE_SEG_CHAOS=$${CAE_SEG_CHAOS:-20} pytest -s -v tests/slurm/test_chaos.py
 
 format: install
 	ruff format .

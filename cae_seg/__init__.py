@@ -1,4 +1,4 @@
-"""Fine-tune pretrained ViT checkpoints for ADE20K semantic segmentation and compare the results."""
+"""Fine-tune pretrained backbones for semantic segmentation and compare the results."""
 
 from cae_seg.api import load
 

@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import cae_seg
 from cae_seg import __version__
 from cae_seg.arguments import (
     PICTURES,
@@ -27,6 +28,9 @@ from cae_seg.engine.job import EvaluateJob, TrainJob, add_options, job_of
 from cae_seg.errors import UserError, nearest
 from cae_seg.files import full_disk_is_one_line
 from cae_seg.redaction import redact
+
+if TYPE_CHECKING:
+    from cae_seg.data.prepare.describe import Description
 
 DATA = Path("data/ade20k/manifest.json")
 SHEET = Path("config/published.yaml")
@@ -119,10 +123,7 @@ def _nearest_option(word: str, parser: argparse.ArgumentParser) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = _Parser(
-        prog="cae-seg",
-        description="Fine-tune pretrained ViT checkpoints on ADE20K and compare the results.",
-    )
+    parser = _Parser(prog="cae-seg", description=cae_seg.__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="command")
     for add in (
@@ -159,9 +160,24 @@ def _add_prepare(commands: Any) -> None:
     parser = commands.add_parser("prepare", help=help_, description=help_)
     kinds = parser.add_subparsers(required=True, metavar="what")
 
-    data = _add(kinds, "data", _prepare_data, "download, extract and verify ADE20K")
+    data = _add(kinds, "data", _prepare_data, "make a data set ready: ADE20K, or one of your own")
     help_ = "URL, zip archive or extracted folder; ADE20K's own archive unless given"
     data.add_argument("--source", help=help_)
+    data.add_argument(
+        "--type",
+        default="ade20k",
+        help="ade20k, folder (images/{train,val}, annotations/{train,val}), or a data set type of"
+        " mmsegmentation such as CityscapesDataset",
+    )
+    data.add_argument("--classes", type=Path, help="names of a folder's classes (.txt, .json)")
+    data.add_argument(
+        "--reduce-zero-label",
+        choices=["true", "false"],
+        help="whether 0 is ignored in annotations and classes count from 1",
+    )
+    data.add_argument(
+        "--ignore-index", type=whole_number(0, 255), help="label of pixels that do not count (255)"
+    )
     data.add_argument("--root", type=output_folder, default=DATA.parent, help="where to extract to")
     data.add_argument(
         "--manifest", type=output_file, default=DATA, help="the result of the verification"
@@ -193,21 +209,43 @@ def _add_prepare(commands: Any) -> None:
 
 
 def _prepare_data(options: argparse.Namespace) -> None:
-    from cae_seg.data.prepare.prepare import prepare, verify_prepared
+    from cae_seg.data.prepare.prepare import describe, prepare, verify_prepared
     from cae_seg.sheet.schema import ADE20K
 
     if options.verify:
         print(f"{options.manifest}: {verify_prepared(options.manifest)} files are unchanged")
         return
+    if options.type != "ade20k" and options.source is None:
+        raise UserError(f"--type {options.type}: needs --source, the folder of the data set")
     manifest = prepare(
         options.source or ADE20K,
         options.root,
         options.manifest,
         sha256=options.sha256,
         expected=_counts(options.expected),
+        description=_description(options),
     )
+    for line in describe(manifest):
+        print(line)
     counts = ", ".join(f"{number} {split}" for split, number in manifest.counts.items())
     print(f"{options.manifest}: {counts} images, fingerprint {manifest.fingerprint[:12]}")
+
+
+def _description(options: argparse.Namespace) -> "Description | None":
+    from cae_seg.data.prepare.describe import Description
+
+    given = (options.classes, options.reduce_zero_label, options.ignore_index)
+    if options.type == "ade20k":
+        if given != (None, None, None):
+            raise UserError("--type ade20k: has its own classes and labels; leave the others out")
+        return None
+    reduce = options.reduce_zero_label
+    return Description(
+        options.type,
+        options.classes,
+        None if reduce is None else reduce == "true",
+        options.ignore_index,
+    )
 
 
 def _counts(items: Sequence[str]) -> dict[str, int] | None:

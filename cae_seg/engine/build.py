@@ -16,7 +16,7 @@ from torch import nn
 from cae_seg.errors import UserError
 from cae_seg.models.accelerate import resolve, switch
 from cae_seg.models.layers.batch_norm import adapt_batch_norm
-from cae_seg.models.pretrained.doubts import doubts_of_normalisation
+from cae_seg.models.pretrained.compatibility import normalisation_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,8 @@ def _warn_of_normalisation(model: nn.Module) -> None:
     report = getattr(getattr(model, "backbone", None), "pretrained_report", None)
     mean = getattr(getattr(model, "data_preprocessor", None), "mean", None)
     if report is not None and mean is not None and is_main_process():
-        for doubt in doubts_of_normalisation(report.mean, mean.flatten().tolist()):
-            logger.warning("checkpoint %s: %s", report.source, doubt)
+        for warning in normalisation_warnings(report.mean, mean.flatten().tolist()):
+            logger.warning("checkpoint %s: %s", report.source, warning)
 
 
 def build_backbone(config: Config) -> nn.Module:

@@ -35,7 +35,7 @@ def inspect_checkpoint(
 
     Returns:
         The report: path, sha256, layout, numbers of tensors loaded, resized, initialised, left,
-        dropped, `doubts`, and a `summary` for people.
+        dropped, `warnings`, and a `summary` for people.
 
     Raises:
         UserError: missing, damaged, of another architecture, or another file than expected.
@@ -96,15 +96,15 @@ def _fetch(url: str, sha256: str | None) -> Path:
 def _try_on(settings: Any, path: Path) -> Any:
     """Fill a backbone that nobody will train."""
     from cae_seg.engine.build import build_backbone
-    from cae_seg.models.pretrained.doubts import doubts_of_normalisation
+    from cae_seg.models.pretrained.compatibility import normalisation_warnings
     from cae_seg.models.pretrained.load import load_pretrained
 
     report = load_pretrained(build_backbone(settings), path)
     preprocessor = (
         settings.get("data_preprocessor") or settings.model.get("data_preprocessor") or {}
     )
-    normalisation = doubts_of_normalisation(report.mean, preprocessor.get("mean"))
-    return dataclasses.replace(report, doubts=report.doubts + normalisation)
+    normalisation = normalisation_warnings(report.mean, preprocessor.get("mean"))
+    return dataclasses.replace(report, warnings=report.warnings + normalisation)
 
 
 def _stamp(path: Path) -> dict[str, int]:

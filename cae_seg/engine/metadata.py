@@ -1,5 +1,6 @@
 """Metadata of a training run: written when it starts, and completed when it is over."""
 
+import logging
 import os
 import time
 from datetime import datetime
@@ -11,12 +12,15 @@ from torch import nn
 from cae_seg.engine.config_text import config_text
 from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.resolve import ResolvedRun
+from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, atomic_write_text, atomic_writer, sha256_file
 from cae_seg.run import provenance
 from cae_seg.run.checkpoints import to_cpu
 from cae_seg.run.metrics_log import MetricsLogger, working_seconds
 from cae_seg.run.paths import read_history
 from cae_seg.run.work_dir import SCHEMA, WorkDir
+
+logger = logging.getLogger(__name__)
 
 _SCORES = ("mIoU", "mAcc", "aAcc")
 
@@ -27,7 +31,10 @@ def write_start(
     """Write what is about to be trained, with what; return it."""
     metadata = _metadata(run, work.metadata() or {}, model, ranks, began)
     work.write_metadata(metadata)
-    atomic_write_text(work.config, config_text(run.config))
+    try:
+        atomic_write_text(work.config, config_text(run.config))
+    except (OSError, UserError) as error:
+        logger.warning("%s: cannot be written (%s); training continues", work.config, error)
     return metadata
 
 
@@ -71,7 +78,8 @@ def export_outputs(run: ResolvedRun, work: WorkDir, summary: dict[str, Any]) -> 
     run_file = run.job.run_file
     config = run_file.parent / "config.py"
     if config.absolute() != work.config.absolute():
-        atomic_write_text(config, work.config.read_text())
+        kept = work.config.is_file()
+        atomic_write_text(config, work.config.read_text() if kept else config_text(run.config))
     weights = os.path.relpath(work.weights, run_file.parent)
     atomic_write_json(run_file, {**summary, "weights": {**summary["weights"], "path": weights}})
 

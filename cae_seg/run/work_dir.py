@@ -12,7 +12,7 @@ from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, sha256_file
 from cae_seg.run.deadline import ask_slurm
 from cae_seg.run.locks import FileLock
-from cae_seg.run.paths import WorkFiles
+from cae_seg.run.paths import RunDir, WorkFiles
 
 logger = logging.getLogger(__name__)
 
@@ -46,11 +46,24 @@ class WorkDir(WorkFiles):
         summary = _read(self.summary_file)
         if summary is None or summary.get("identity") != identity or not self.weights.is_file():
             return None
-        expected = (summary.get("weights") or {}).get("sha256")
-        if expected is not None and sha256_file(self.weights) != expected:
+        if self._weights_changed(summary):
             logger.warning("%s: damaged since it was written; making it again", self.weights)
             return None
         return summary
+
+    def check_weights(self) -> None:
+        """Check the final weights against the hash that was recorded with them, if one was.
+
+        Raises:
+            UserError: they have changed since.
+        """
+        if self.weights.is_file() and self._weights_changed(_read(self.summary_file) or {}):
+            run_file = RunDir(self.path.parent).run_file
+            remedy = f" (for Snakemake, delete {run_file} first)" if run_file.exists() else ""
+            raise UserError(
+                f"{self.weights}: damaged since it was written; repeat the training, which makes "
+                f"it again{remedy}"
+            )
 
     def write_metadata(self, metadata: dict[str, Any]) -> None:
         """Write what is known when training starts; without room for it, warn and keep it."""
@@ -117,6 +130,10 @@ class WorkDir(WorkFiles):
     def leave(self) -> None:
         """Let another writer in."""
         self._lock.release()
+
+    def _weights_changed(self, summary: dict[str, Any]) -> bool:
+        expected = (summary.get("weights") or {}).get("sha256")
+        return expected is not None and sha256_file(self.weights) != expected
 
     def _identity(self) -> str | None:
         """Return whose state is here, from the first file that tells; None if none does."""

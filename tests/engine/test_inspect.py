@@ -37,7 +37,7 @@ def test_report_says_what_is_taken(checkpoint, config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "removed", "doubt"),
+    ("overrides", "removed", "expected"),
     [
         ({}, (), None),
         ({"model.backbone.init_values": 0.1}, ("gamma",), "layer scale starts at 0.1"),
@@ -46,21 +46,23 @@ def test_report_says_what_is_taken(checkpoint, config, tmp_path):
     ],
     ids=["none", "layer scale", "layer scale of one", "normalisation"],
 )
-def test_what_hardly_was_meant_is_said(overrides, removed, doubt, checkpoint, config, tmp_path):
+def test_mismatches_are_reported_as_warnings(
+    overrides, removed, expected, checkpoint, config, tmp_path
+):
     state = torch.load(checkpoint)["model"]
     kept = {name: value for name, value in state.items() if not any(r in name for r in removed)}
     torch.save({"model": kept}, tmp_path / "c.pth")
     report = inspect_checkpoint(
         str(tmp_path / "c.pth"), config, tmp_path / "report.json", cfg_options=overrides
     )
-    doubts = report["doubts"]
-    assert len(doubts) == (doubt is not None)
-    if doubt is not None:
-        assert re.search(doubt, doubts[0])
-        assert f"warning: {doubts[0]}" in report["summary"]
+    warnings = report["warnings"]
+    assert len(warnings) == (expected is not None)
+    if expected is not None:
+        assert re.search(expected, warnings[0])
+        assert f"warning: {warnings[0]}" in report["summary"]
 
 
-def test_a_grid_far_off_is_said(config, checkpoint, tmp_path):
+def test_a_much_larger_grid_is_reported(config, checkpoint, tmp_path):
     state = torch.load(checkpoint)["model"]
     width = state["encoder.pos_embed"].shape[2]
     state["encoder.pos_embed"] = torch.zeros(1, 1 + 40 * 40, width)

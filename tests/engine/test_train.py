@@ -115,6 +115,32 @@ def test_finished_run_is_not_done_again(copied):
     assert (copied.work_dir / "weights.pth").stat().st_mtime_ns == stamp
 
 
+def test_damaged_weights_are_named_by_evaluation_and_made_again_by_training(copied):
+    file = copied.work_dir / "weights.pth"
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    file.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    evaluation = EvaluateJob(
+        config=copied.out.parent / "config.py", weights=file, data=copied.data, device="cpu"
+    )
+    with pytest.raises(UserError, match=r"weights\.pth: damaged since .* repeat the training"):
+        launch_evaluate(evaluation)
+    assert launch_train(copied) == DONE
+    assert file.read_bytes() == whole
+    assert launch_evaluate(evaluation) == DONE
+
+
+def test_a_config_or_a_picture_that_cannot_be_written_does_not_end_the_run(make_job, capfd):
+    job = make_job("unwritable", iterations=2)
+    (job.work_dir / "config.py" / "folder").mkdir(parents=True)  # which no privilege replaces
+    (job.work_dir / "visualizations").touch()
+    assert launch_train(job) == DONE
+    told = [line for line in capfd.readouterr().err.splitlines() if "cannot be written" in line]
+    assert [line.startswith(f"{job.work_dir}/config.py:") for line in told] == [True, False]
+    assert told[1].startswith(f"{job.work_dir}/visualizations/iter_2")
+    assert "optim_wrapper" in (job.out.parent / "config.py").read_text()
+
+
 def test_other_recipe_moves_the_state_aside(make_job, copied):
     job = dataclasses.replace(copied, learning_rate="2e-3")
     assert launch_train(job) == DONE

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, ClusterError, down, search_path, up
-from slurm_site import Site
+from interrupted_runs import ITERATIONS, Run
+from slurm_site import Site, finish
 
 HERE = Path(__file__).parent
 
@@ -50,3 +51,13 @@ def site(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     site = Site(tmp_path_factory.mktemp("site") / "checkout", cluster.environment())
     yield site
     site.close()
+
+
+@pytest.fixture(scope="session")
+def baseline(site: Site) -> Run:
+    """The uninterrupted run that others are compared with; a second one trains on two nodes."""
+    sheet = site.sheet("baseline", {"uninterrupted": {}, "two_nodes": {"nodes": 2, "cpus": 1}})
+    finish(site.snakemake(sheet), site, sheet)
+    run = site.run(sheet, "uninterrupted")
+    assert run.events("finish") == [ITERATIONS], site.output(sheet)[-3000:]
+    return run

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 from interrupted_runs import Run, write_sheet
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,6 +137,15 @@ class Site:
             *("sbatch", "--parsable", "--partition=urgent", f"--nodelist={node}", "--time=5"),
             *("--gres=gpu:8", "--output=/dev/null", f"--wrap=sleep {seconds}"),
         )
+
+
+def finish(process: subprocess.Popen, site: Site, sheet: str, seconds: float = 3000) -> int:
+    """Wait for a Snakemake; the end of its log is the message of a failure."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"Snakemake did not end: {site.output(sheet)[-3000:]}")
 
 
 STUB = """\

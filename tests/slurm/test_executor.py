@@ -12,9 +12,8 @@ from snakemake_executor_plugin_slurm.validation import validate_slurm_extra
 from snakemake_interface_common.plugin_registry import PluginRegistryBase
 from snakemake_interface_executor_plugins.registry import ExecutorPluginRegistry
 
-from snakemake_executor_plugin_cae_slurm import Executor, commands
-from snakemake_executor_plugin_cae_slurm.naming import parse_submission
-from snakemake_executor_plugin_cae_slurm.refusals import classify
+from snakemake_executor_plugin_cae_slurm import Executor
+from snakemake_executor_plugin_cae_slurm.slurm import judge_refusal
 
 
 class FakeJob:
@@ -50,6 +49,7 @@ def test_the_installed_parent_is_the_pinned_one():
         (parent.Executor.check_active_jobs, ["self", "active_jobs"]),
         (parent.Executor.cancel_jobs, ["self", "active_jobs"]),
         (parent.Executor.__post_init__, ["self", "test_mode"]),
+        (parent.Executor.print_job_error, ["self", "job_info", "msg"]),
         (parent.Executor._report_job_error_threadsafe, ["self", "job_info", "msg"]),
         (parent.Executor._report_job_submission_threadsafe, ["self", "job_info"]),
     ],
@@ -85,20 +85,6 @@ def test_snakemake_finds_the_plugin():
     assert plugin.common_settings is parent.common_settings
 
 
-@pytest.mark.parametrize(
-    ("printed", "found"),
-    [
-        ("17\n", ("17", None)),
-        ("4294967297;alpha\n", ("4294967297", "alpha")),
-        ("Welcome to cluster 5, in service since 2021.\n\n17\n", ("17", None)),
-        ("17;beta\nYour project has used 33% of 2000 hours\n", ("17", "beta")),
-        ("no number here\n", (None, None)),
-    ],
-)
-def test_a_job_number_is_found_among_banners(printed, found):
-    assert parse_submission(printed) == found
-
-
 PREFIX = "sbatch: error: Batch job submission failed: "
 POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
 
@@ -117,11 +103,11 @@ POLICY = "Job violates accounting/QOS policy (job submit limit, user's size and/
     ],
 )
 def test_a_limit_on_the_number_of_jobs_or_a_silent_controller_passes(errors):
-    assert classify(errors, others_queued=True).transient
+    assert judge_refusal(errors, others_queued=True).transient
 
 
 @pytest.mark.parametrize(
-    ("reason", "resource"),
+    ("reason", "setting"),
     [
         ("invalid partition specified: nowhere\n" + PREFIX + "Invalid partition name specified",
          "slurm_partition"),
@@ -136,29 +122,20 @@ def test_a_limit_on_the_number_of_jobs_or_a_silent_controller_passes(errors):
         ("QOSMaxMemoryPerJob\n" + PREFIX + POLICY, "mem_mb"),
     ],
 )  # fmt: skip
-def test_a_wrong_setting_is_refused_for_good_and_named(reason, resource):
-    refusal = classify(f"sbatch: error: {reason}", others_queued=True)
+def test_a_wrong_setting_is_refused_for_good_and_named(reason, setting):
+    refusal = judge_refusal(f"sbatch: error: {reason}", others_queued=True)
     assert not refusal.transient
-    assert resource in refusal.resources
+    assert setting in refusal.settings
     assert "\n" not in refusal.message
 
 
 def test_an_unnamed_limit_does_not_pass_while_no_other_job_counts_towards_it():
-    refusal = classify(PREFIX + POLICY, others_queued=False)
+    refusal = judge_refusal(PREFIX + POLICY, others_queued=False)
     assert not refusal.transient
-    assert refusal.resources
+    assert refusal.settings
 
 
 def test_words_that_are_not_known_are_left_to_snakemakes_retries():
-    refusal = classify("sbatch: error: something new", others_queued=True)
+    refusal = judge_refusal("sbatch: error: something new", others_queued=True)
     assert not refusal.transient
-    assert not refusal.resources
-
-
-def test_settings_of_the_user_do_not_change_slurms_answers(monkeypatch):
-    for name in ("SLURM_TIME_FORMAT", "SQUEUE_FORMAT", "SQUEUE_STATES", "SACCT_FORMAT"):
-        monkeypatch.setenv(name, "relative")
-    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
-    kept = commands.environment()
-    assert "SLURM_CONF" in kept
-    assert not {name for name in kept if name.startswith(("SQUEUE", "SACCT", "SLURM_TIME"))}
+    assert not refusal.settings

@@ -1,4 +1,4 @@
-"""The executor's judgement of states that a test cluster does not produce at will.
+"""The executor's judgement of answers that a test cluster does not give at will.
 
 SLURM's commands are scripts that answer as given; everything of the executor is real.
 """
@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import pytest
 from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from throttler import Throttler
+from waiting import wait_until
 
-from snakemake_executor_plugin_cae_slurm import Executor
+from snakemake_executor_plugin_cae_slurm import Executor, ExecutorSettings
 from snakemake_executor_plugin_cae_slurm import executor as module
 
 INVALID = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
@@ -26,28 +27,42 @@ class Job(SimpleNamespace):
 
     __hash__ = object.__hash__
 
+    class Resources(dict):
+        """A mapping whose keys are attributes as well, as Snakemake's is."""
+
+        __getattr__ = dict.get
+
 
 class Watch:
-    """An executor that watches job 17, and what it reports."""
+    """An executor that submits jobs and watches job 17, and what it reports."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.messages, self.ends = folder, [], []
+        self.folder, self.messages, self.ends, self.submitted = folder, [], [], []
         self.executor = executor = Executor.__new__(Executor)
-        settings = SimpleNamespace(
-            init_seconds_before_status_checks=3, keep_successful_logs=True, jobname_prefix=""
+        settings = ExecutorSettings(init_seconds_before_status_checks=3, keep_successful_logs=True)
+        executor.workflow = SimpleNamespace(executor_settings=settings, workdir_init=str(folder))
+        executor.slurm_logdir = folder
+        executor._failed_nodes, executor._partitions, executor._fallback_partition = (
+            (),
+            None,
+            "main",
         )
-        executor.workflow = SimpleNamespace(executor_settings=settings)
+        executor.format_job_exec = lambda job: "true"
         executor.logger = SimpleNamespace(warning=self.messages.append, info=self.messages.append)
         executor._next_seconds_between_status_checks = 3
         executor.status_rate_limiter = Throttler(rate_limit=1000, period=1)
-        executor._closing, executor._accounting_asked = threading.Event(), False
-        executor._hopeless, executor._reported, executor._missing = {}, {}, {}
+        executor._closing, executor._main_event_loop = threading.Event(), None
+        executor._refused, executor._reported, executor._unknown_since = {}, {}, {}
+        executor.report_job_submission = self.submitted.append
         executor.report_job_success = lambda info: self.ends.append("success")
         executor.report_job_error = lambda info, msg, **_: self.ends.append(msg)
         self.job = Job(
             name="fine_tune",
             wildcards={"experiment": "vit", "seed": "0"},
-            resources={},
+            resources=Job.Resources(),
+            threads=1,
+            attempt=1,
+            restart_times=5,
             output=[str(folder / "run.json")],
             is_group=lambda: False,
         )
@@ -133,7 +148,7 @@ def test_without_accounting_squeue_alone_is_asked_and_that_is_reported_once(watc
     watch.commands(squeue=in_queue("RUNNING"), sacct=UNACCOUNTED)
     assert [watch.check(), watch.check()] == ["watched", "watched"]
     watch.commands(squeue=INVALID)
-    monkeypatch.setattr(module, "LONGEST_INTERVAL", 0)
+    monkeypatch.setattr(module, "FORGOTTEN_SECONDS", 0.0)
     assert "its outputs are missing" in watch.check()
     assert len([message for message in watch.messages if "accounting storage" in message]) == 1
 
@@ -172,9 +187,68 @@ def test_a_reason_that_does_not_pass_is_reported_again_when_it_changes(watch):
     ]
 
 
-def test_an_error_that_no_retry_can_help_is_the_runs_own_line(watch):
+def test_an_error_that_no_retry_can_help_is_the_runs_own_line_and_ends_the_retries(watch):
     (watch.folder / "error.txt").write_text("config: wrong key\n")
     watch.job.resources["no_retry_file"] = str(watch.folder / "error.txt")
     watch.commands(squeue=in_queue("FAILED"))
-    watch.check()
-    assert watch.executor._hopeless[watch.job] == "fine_tune vit seed 0: config: wrong key"
+    assert watch.check() == "vit.seed0.fine_tune: config: wrong key"
+    assert watch.job.restart_times < watch.job.attempt
+
+
+def test_settings_of_the_user_do_not_reach_slurms_commands(watch, monkeypatch):
+    for name in ("SLURM_TIME_FORMAT", "SQUEUE_FORMAT", "SQUEUE_PARTITION", "SACCT_FORMAT"):
+        monkeypatch.setenv(name, "relative")
+    watch.commands(squeue=f"env >> squeue.env; {in_queue('RUNNING')}", sacct="env >> sacct.env")
+    monkeypatch.chdir(watch.folder)
+    assert watch.check() == "watched"
+    seen = (watch.folder / "squeue.env").read_text() + (watch.folder / "sacct.env").read_text()
+    assert "PATH=" in seen
+    assert "=relative" not in seen
+
+
+@pytest.mark.parametrize(
+    ("printed", "number", "cluster"),
+    [
+        ("17", "17", None),
+        ("4294967297;alpha", "4294967297", "alpha"),
+        ("Welcome to cluster 5, in service since 2021.\n\n17", "17", None),
+        ("17;beta\nYour project has used 33% of 2000 hours", "17", "beta"),
+        ("Submitted as you wished, thank you", "23", None),
+    ],
+)
+def test_the_number_of_a_job_is_found_whatever_a_site_prints(watch, printed, number, cluster):
+    found = "case $* in *--name=vit.seed0.fine_tune.*) echo '23|RUNNING|None';; esac"
+    watch.commands(sbatch=f"cat >/dev/null; echo '{printed}'", squeue=found)
+    watch.executor.run_job(watch.job)
+    assert not watch.ends
+    (info,) = watch.submitted
+    assert (info.external_jobid, info.aux["cluster"]) == (number, cluster)
+
+
+def test_a_refusal_for_now_is_reported_once_and_ends_when_it_has_passed(watch, monkeypatch):
+    limit = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    script = f"cat >/dev/null; [ $(wc -l < sbatch.calls) -gt 3 ] && echo 17 && exit; echo '{limit}'"
+    watch.commands(sbatch=f"{script} >&2; exit 1", squeue="exit 0")
+    monkeypatch.chdir(watch.folder)
+    watch.executor.run_job(watch.job, 0.01)
+    wait_until("the submission", lambda: watch.submitted or watch.ends)
+    assert not watch.ends
+    assert len(watch.messages) == 2  # and the number of the job
+    assert watch.job.attempt == 1
+
+
+def test_a_refusal_for_good_is_one_line_and_the_like_is_not_submitted_again(watch):
+    watch.job.resources |= {"slurm_partition": "nowhere", "no_retry_file": f"{watch.folder}/error"}
+    reason = "Batch job submission failed: Invalid partition name specified"
+    watch.commands(sbatch=f"cat >/dev/null; echo '{reason}' >&2; exit 1", squeue="exit 0")
+    watch.executor.run_job(watch.job)
+    assert watch.job.restart_times < watch.job.attempt
+    other = Job(**vars(watch.job) | {"wildcards": {"experiment": "swin", "seed": "0"}})
+    watch.executor.run_job(other)
+    refusal = "SLURM refuses the job for good: Invalid partition name specified; change "
+    lines = [
+        f"{name}.seed0.fine_tune: {refusal}slurm_partition: nowhere" for name in ("vit", "swin")
+    ]
+    assert watch.ends == lines
+    assert len(watch.calls("sbatch").splitlines()) == 1
+    assert (watch.folder / "error").read_text().startswith("SLURM refuses")

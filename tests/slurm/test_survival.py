@@ -9,21 +9,20 @@ machine is.
 import csv
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
+from cluster import Cluster, start, stop
 from gate import START
 from interrupted_runs import INTERVAL, ITERATIONS, MEASURES, Run, tracked_runs
-from slurm_site import Site
+from slurm_site import Site, finish
 from waiting import wait_until
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.slow, pytest.mark.slurm]
 
-BASELINE = {"uninterrupted": {}, "two_nodes": {"nodes": 2, "cpus": 1}}
 INTERRUPTED = {
     "limited": {"resources": {"constraint": "first"}},
     "cancelled": {"resources": {"constraint": "first"}},
@@ -36,24 +35,6 @@ FAILED = {
     "node_lost": {"resources": {"constraint": "second"}},
 }
 ROWS = {"interrupted": INTERRUPTED, "failed": FAILED}
-
-
-def finish(process: subprocess.Popen, site: Site, sheet: str, seconds: float = 3000) -> int:
-    """Wait for a Snakemake; the end of its log is the message of a failure."""
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"Snakemake did not end: {site.output(sheet)[-3000:]}")
-
-
-@pytest.fixture(scope="session")
-def baseline(site: Site) -> Run:
-    sheet = site.sheet("baseline", BASELINE)
-    finish(site.snakemake(sheet), site, sheet)
-    run = site.run(sheet, "uninterrupted")
-    assert run.events("finish") == [ITERATIONS], site.output(sheet)[-3000:]
-    return run
 
 
 def test_ranks_on_two_nodes_train_the_same_run(site, baseline):
@@ -124,8 +105,6 @@ def exhaust_time_limit(scenario: Scenario) -> None:
 
 
 def restart_controller(scenario: Scenario) -> None:
-    from cluster import Cluster, start, stop
-
     cluster = Cluster(scenario.site.cluster)
     stop(cluster, "slurmctld", signal.SIGKILL)
     time.sleep(8)
@@ -252,6 +231,9 @@ def lose_node(scenario: Scenario) -> None:
 
 def test_no_second_writer_enters_while_a_killed_snakemakes_job_lives(failed):
     assert failed.done["writers"] == 1
+    for name, job in failed.done["jobs"].items():
+        words = f"{name}.seed0.fine_tune: SLURM job {job} of an earlier start still runs"
+        assert failed.done["log"].count(words) == 1
     assert "Directory cannot be locked" not in failed.done["log"]
 
 
@@ -286,6 +268,33 @@ def test_a_failed_run_ends_like_an_uninterrupted_one(failed, baseline, name):
 def test_a_killed_run_repeats_at_most_a_checkpoint_interval_a_time(failed, name):
     attempts = failed.run(name).json("run.json")["attempts"]
     assert failed.run(name).repeated() <= INTERVAL * (attempts - 1)
+
+
+def test_a_node_that_stops_answering_while_its_processes_live_costs_no_retry(site, baseline):
+    """The node's daemon is stopped, so that SLURM starts the job elsewhere and kills nothing."""
+    sheet = site.sheet("cut_off", {"cut_off": {}})
+    run = site.run(sheet, "cut_off")
+    run.hold(INTERVAL + 3)
+    process = site.snakemake(sheet, "--retries", "0")
+    wait_until("the run is at its gate", lambda: run.held, during=process)
+    job = site.job("cut_off")
+    node = site.ask("squeue", "--noheader", "--format=%N", f"--jobs={job}")
+    change = ("scontrol", "update", f"NodeName={node}")
+    daemon = Cluster(site.cluster).pid(f"slurmd-{node}")
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        site.ask(*change, "State=DOWN", "Reason=test")
+        returns = "the SLURM job returns to the queue"
+        wait_until("the next attempt gives way", lambda: returns in run.log(), during=process)
+        assert run.held  # by the process on the lost node
+        run.release()
+        assert finish(process, site, sheet) == 0, site.output(sheet)[-3000:]
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+        site.ask(*change, "State=RESUME")
+    assert run.repeated() == 0
+    assert run.json("run.json")["attempts"] == 1
+    assert_same_results(run, baseline)
 
 
 @pytest.mark.parametrize("sheet", ROWS)

@@ -66,10 +66,11 @@ def test_a_refusal_for_good_is_one_line_and_is_not_repeated(site):
     assert process.wait(300) == 1, site.output(sheet)[-3000:]
     lines = site.output(sheet).splitlines()
     for name, (_, setting) in REFUSED.items():
-        refused = [line for line in lines if line.startswith(f"fine_tune {name} seed 0: SLURM ref")]
-        assert len(refused) == 1, lines
-        assert f"change {setting}" in refused[0]
-    assert sum("nowhere" in line and line.startswith("fine_tune same") for line in lines) == 1
+        told = [line for line in lines if line.startswith(f"{name}.seed0.fine_tune: SLURM ref")]
+        assert len(told) == 1, lines
+        assert f"change {setting}" in told[0]
+    assert sum("nowhere" in line and line.startswith("same.seed0.fine_tune") for line in lines) == 1
+    assert not any("Trying to restart" in line for line in lines)
     assert site.run(sheet, "good").json("run.json") == {}
     last = [line for line in lines if ", seed 0: not started; " in line]
     assert len(last) == len(REFUSED) + 1
@@ -81,11 +82,12 @@ def test_a_limit_on_submissions_is_waited_for_without_a_retry(site):
     site.ask("sacctmgr", "-i", "modify", "user", getpass.getuser(), "set", "MaxSubmitJobs=1")
     try:
         sheet = site.sheet("limited_number", {f"row{number}": {} for number in range(3)})
-        process = site.snakemake(sheet, "--until", "fine_tune", "--retries", "0", **OWN_SETTINGS)
+        process = site.snakemake(sheet, "--until", "fine_tune", **OWN_SETTINGS)
         assert process.wait(400) == 0, (user, site.output(sheet)[-3000:])
     finally:
         site.ask("sacctmgr", "-i", "modify", "user", getpass.getuser(), "set", "MaxSubmitJobs=-1")
-    assert "SLURM takes no jobs at the moment" in site.output(sheet)
+    assert site.output(sheet).count("SLURM takes no jobs at the moment") == 1
+    assert "Trying to restart" not in site.output(sheet)
 
 
 def test_a_pending_job_says_why_and_is_replaced_by_the_next_start(site):

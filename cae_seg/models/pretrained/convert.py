@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cae_seg.errors import UserError
 from cae_seg.models.pretrained.architectures import Architecture
-from cae_seg.models.pretrained.doubts import doubts_of_tensors
+from cae_seg.models.pretrained.compatibility import tensor_warnings
 from cae_seg.models.pretrained.layouts import Layout, Tensors, find_tensors, recognise_layout
 from cae_seg.models.pretrained.report import Report, summarise_names
 from cae_seg.models.pretrained.values import check_values
@@ -60,7 +60,7 @@ def convert(
         left=tuple(log.left),
         dropped=tuple(log.dropped),
         mean=model.taps.mean if hasattr(model, "taps") else layout.mean,
-        doubts=doubts_of_tensors(inside, model, fresh),
+        warnings=tensor_warnings(inside, model, fresh),
     )
     return converted, report
 

@@ -19,14 +19,14 @@ class Report:
     left: tuple[str, ...]  # outside the backbone's prefix and on no list
     dropped: tuple[str, ...]  # of the pretraining task, on the list
     mean: tuple[float, ...] | None = None  # of the images in pretraining, grey levels; if known
-    doubts: tuple[str, ...] = ()  # what hardly is as it was meant, a sentence each
+    warnings: tuple[str, ...] = ()  # mismatches that do not prevent loading
 
     def as_dict(self) -> dict[str, Any]:
         """Return layout, counts and the names of all tensors that were not simply copied."""
         kinds = ("loaded", "resized", "initialised", "left", "dropped")
         counts = {kind: len(getattr(self, kind)) for kind in kinds}
         names = {kind: list(getattr(self, kind)) for kind in kinds[1:]}
-        return {"layout": self.layout, **counts, "names": names, "doubts": list(self.doubts)}
+        return {"layout": self.layout, **counts, "names": names, "warnings": list(self.warnings)}
 
     def summary(self) -> str:
         """Return a few lines for people."""
@@ -38,7 +38,7 @@ class Report:
             names = getattr(self, kind)
             if names:
                 lines.append(f"  {kind}: {len(names)} ({summarise_names(names)})")
-        lines += [f"  warning: {doubt}" for doubt in self.doubts]
+        lines += [f"  warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What loads, but hardly as it was meant: layer scale, grid and normalisation that do not fit."""
+"""Warnings for checkpoints that load but do not match: layer scale, grid, normalisation."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,10 +9,10 @@ MOST_RESIZED = 4.0
 _LAYER_SCALE = ("gamma_1", "gamma_2", "ls1.gamma", "ls2.gamma")
 
 
-def doubts_of_tensors(
+def tensor_warnings(
     tensors: Mapping[str, Tensor], model: nn.Module, initialised: Iterable[str]
 ) -> tuple[str, ...]:
-    """Return a sentence for each doubt about tensors that fill a backbone.
+    """Return a warning for each mismatch between a checkpoint's tensors and the backbone.
 
     Args:
         tensors: of the file, under the backbone's prefix.
@@ -20,11 +20,11 @@ def doubts_of_tensors(
         initialised: the backbone's names that keep their start values.
     """
     target = model.state_dict()
-    doubts = []
+    warnings = []
     scales = [target[name] for name in initialised if name.endswith(_LAYER_SCALE)]
     start = min((float(scale.abs().min()) for scale in scales), default=1.0)
     if start < 1.0:
-        doubts.append(
+        warnings.append(
             f"layer scale starts at {start:g} and the checkpoint has none: every residual branch "
             f"is multiplied by {start:g}; set init_values=1.0, or None for no layer scale"
         )
@@ -32,17 +32,17 @@ def doubts_of_tensors(
         if name in tensors and name in target:
             ratio = (target[name].shape[1] / tensors[name].shape[1]) ** 0.5
             if max(ratio, 1 / ratio) > MOST_RESIZED:
-                doubts.append(
+                warnings.append(
                     f"the position embedding is resized {ratio:.1f}-fold a side: images or patches "
                     "were of another size in pretraining; compare img_size and patch_size"
                 )
-    return tuple(doubts)
+    return tuple(warnings)
 
 
-def doubts_of_normalisation(
+def normalisation_warnings(
     expected: Sequence[float] | None, found: Sequence[float] | None
 ) -> tuple[str, ...]:
-    """Return a sentence if images are normalised otherwise than in the pretraining.
+    """Return a warning if the config's image normalisation differs from the pretraining's.
 
     Args:
         expected: mean per channel in the pretraining, in grey levels; None where unknown.
