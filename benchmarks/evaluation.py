@@ -23,9 +23,9 @@ from torch.utils.data import DataLoader
 from benchmarks.models import BASE, TINY, build_ours, build_stock, load_config
 from benchmarks.suite import Options, alternate, case, timed
 from cae_seg.engine.acceleration import accelerate
+from cae_seg.engine.data_set import point_to
 from cae_seg.engine.evaluation import build_tester
 from cae_seg.engine.ranks import Ranks
-from cae_seg.engine.resolve import point_to
 from cae_seg.engine.runner import ExactRunner
 from cae_seg.engine.session import Session
 from cae_seg.run.deadline import StopSignal

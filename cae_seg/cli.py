@@ -10,28 +10,30 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import cae_seg
 from cae_seg import __version__
 from cae_seg.arguments import (
-    LARGEST_SEED,
     PICTURES,
+    SEED,
     choices,
     config_options,
-    number,
     output_file,
     output_folder,
     whole_number,
 )
 from cae_seg.crash import report_crash
+from cae_seg.engine.job import EvaluateJob, TrainJob, add_options, job_of
 from cae_seg.errors import UserError, nearest
 from cae_seg.files import full_disk_is_one_line
 from cae_seg.redaction import redact
 
+if TYPE_CHECKING:
+    from cae_seg.data.prepare.describe import Description
+
 DATA = Path("data/ade20k/manifest.json")
 SHEET = Path("config/published.yaml")
-SEED = whole_number(0, LARGEST_SEED)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -158,9 +160,24 @@ def _add_prepare(commands: Any) -> None:
     parser = commands.add_parser("prepare", help=help_, description=help_)
     kinds = parser.add_subparsers(required=True, metavar="what")
 
-    data = _add(kinds, "data", _prepare_data, "download, extract and verify ADE20K")
+    data = _add(kinds, "data", _prepare_data, "make a data set ready: ADE20K, or one of your own")
     help_ = "URL, zip archive or extracted folder; ADE20K's own archive unless given"
     data.add_argument("--source", help=help_)
+    data.add_argument(
+        "--type",
+        default="ade20k",
+        help="ade20k, folder (images/{train,val}, annotations/{train,val}), or a data set type of"
+        " mmsegmentation such as CityscapesDataset",
+    )
+    data.add_argument("--classes", type=Path, help="names of a folder's classes (.txt, .json)")
+    data.add_argument(
+        "--reduce-zero-label",
+        choices=["true", "false"],
+        help="whether 0 is ignored in annotations and classes count from 1",
+    )
+    data.add_argument(
+        "--ignore-index", type=whole_number(0, 255), help="label of pixels that do not count (255)"
+    )
     data.add_argument("--root", type=output_folder, default=DATA.parent, help="where to extract to")
     data.add_argument(
         "--manifest", type=output_file, default=DATA, help="the result of the verification"
@@ -192,21 +209,43 @@ def _add_prepare(commands: Any) -> None:
 
 
 def _prepare_data(options: argparse.Namespace) -> None:
-    from cae_seg.data.prepare.prepare import prepare, verify_prepared
+    from cae_seg.data.prepare.prepare import describe, prepare, verify_prepared
     from cae_seg.sheet.schema import ADE20K
 
     if options.verify:
         print(f"{options.manifest}: {verify_prepared(options.manifest)} files are unchanged")
         return
+    if options.type != "ade20k" and options.source is None:
+        raise UserError(f"--type {options.type}: needs --source, the folder of the data set")
     manifest = prepare(
         options.source or ADE20K,
         options.root,
         options.manifest,
         sha256=options.sha256,
         expected=_counts(options.expected),
+        description=_description(options),
     )
+    for line in describe(manifest):
+        print(line)
     counts = ", ".join(f"{number} {split}" for split, number in manifest.counts.items())
     print(f"{options.manifest}: {counts} images, fingerprint {manifest.fingerprint[:12]}")
+
+
+def _description(options: argparse.Namespace) -> "Description | None":
+    from cae_seg.data.prepare.describe import Description
+
+    given = (options.classes, options.reduce_zero_label, options.ignore_index)
+    if options.type == "ade20k":
+        if given != (None, None, None):
+            raise UserError("--type ade20k: has its own classes and labels; leave the others out")
+        return None
+    reduce = options.reduce_zero_label
+    return Description(
+        options.type,
+        options.classes,
+        None if reduce is None else reduce == "true",
+        options.ignore_index,
+    )
 
 
 def _counts(items: Sequence[str]) -> dict[str, int] | None:
@@ -250,24 +289,10 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_device_options(parser: argparse.ArgumentParser) -> None:
+def _add_retry_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--gpus", type=whole_number(1, 10_000), help="number of GPUs (default: 1 if there is any)"
+        "--attempt", type=whole_number(1, 10**6), default=1, help="of the workflow, from 1"
     )
-    parser.add_argument(
-        "--nodes", type=whole_number(1, 10_000), default=1, help="machines, found through SLURM"
-    )
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cuda", "cpu"],
-        default="auto",
-        help="cpu with --gpus N: N processes on the CPU",
-    )
-    parser.add_argument("--workers", type=whole_number(0, 1000), help="loader processes a rank")
-    parser.add_argument("--data", type=Path, help=f"manifest (default: {DATA})")
-    parser.add_argument("--name", help="experiment, as the sheet names it")
-    parser.add_argument("--seed", type=SEED, default=0)
-    parser.add_argument("--attempt", type=int, default=1, help="of the workflow, from 1")
     parser.add_argument(
         "--error-file", type=Path, help="keeps a mistake of the user's, which no retry can help"
     )
@@ -275,93 +300,15 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(commands: Any) -> None:
     parser = _add(commands, "train", _train, "fine-tune one config from one checkpoint")
-    parser.add_argument("config", type=Path)
-    parser.add_argument(
-        "--work-dir", type=output_folder, required=True, help="resumable state of the run"
-    )
-    parser.add_argument("--out", type=output_file, help="metadata of the finished run (run.json)")
-    _add_device_options(parser)
-    parser.add_argument("--pretrained", type=Path, help="checkpoint of the backbone")
-    parser.add_argument("--learning-rate", help="replaces the config's")
-    parser.add_argument(
-        "--precision", choices=["auto", "fp16", "bf16", "fp32", "apex"], default="auto"
-    )
-    parser.add_argument("--deterministic", action="store_true", help="same numbers on CUDA too")
-    parser.add_argument(
-        "--images-per-gpu",
-        type=whole_number(1, 10_000),
-        help="images that fit at once (accumulates)",
-    )
-    parser.add_argument(
-        "--time-budget",
-        type=number(0, included=False),
-        metavar="MIN",
-        help="stop in time, resumable",
-    )
-    _add_knobs(parser)
+    add_options(parser, TrainJob)
     parser.add_argument("--sheet", type=Path, help="labels for live tracking")
-    parser.add_argument(
-        "--lock-wait",
-        type=number(0),
-        metavar="SECONDS",
-        help="patience with another process that still writes to the work dir: without end,"
-        " 30 in a SLURM job",
-    )
-    _add_config_options(parser)
-
-
-def _add_knobs(parser: argparse.ArgumentParser) -> None:
-    knobs = parser.add_argument_group(
-        "changes of the recipe", "each sets every place of the config that depends on it"
-    )
-    knobs.add_argument(
-        "--iterations",
-        type=whole_number(1, 10**9),
-        metavar="N",
-        help="length of the run; schedules keep their shape",
-    )
-    knobs.add_argument(
-        "--batch-size",
-        type=whole_number(1, 10**6),
-        metavar="N",
-        help="images per iteration over all GPUs",
-    )
-    knobs.add_argument(
-        "--crop-size",
-        type=whole_number(1, 100_000),
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="of training crops and sliding test windows",
-    )
+    _add_retry_options(parser)
 
 
 def _train(options: argparse.Namespace) -> int:
-    from cae_seg.engine.job import TrainJob
     from cae_seg.launch.launcher import launch_train
 
-    job = TrainJob(
-        config=options.config,
-        work_dir=options.work_dir,
-        out=options.out,
-        name=options.name,
-        seed=options.seed,
-        gpus=options.gpus,
-        nodes=options.nodes,
-        device=options.device,
-        precision=options.precision,
-        learning_rate=options.learning_rate,
-        pretrained=options.pretrained,
-        data=options.data,
-        deterministic=options.deterministic,
-        cfg_options=config_options(options.cfg_options),
-        workers=options.workers,
-        images_per_gpu=options.images_per_gpu,
-        time_budget=options.time_budget,
-        lock_wait=options.lock_wait,
-        iterations=options.iterations,
-        batch_size=options.batch_size,
-        crop_size=options.crop_size and tuple(options.crop_size),
-    )
+    job = job_of(TrainJob, options)
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return launch_train(job)
     from cae_seg.tracking import following
@@ -372,37 +319,15 @@ def _train(options: argparse.Namespace) -> int:
 
 def _add_evaluate(commands: Any) -> None:
     parser = _add(commands, "evaluate", _evaluate, "measure mIoU of fine-tuned weights")
-    parser.add_argument("config", type=Path)
-    parser.add_argument("weights", type=Path)
-    _add_device_options(parser)
+    add_options(parser, EvaluateJob)
     parser.add_argument("--eval", choices=["mIoU"], default="mIoU", help="the published spelling")
-    parser.add_argument("--aug-test", action="store_true", help="flips and several scales")
-    parser.add_argument("--out", type=output_file, help="metrics (.json) or label maps (.pkl)")
-    parser.add_argument(
-        "--show-dir", type=output_folder, help="paint every prediction into this folder"
-    )
-    _add_config_options(parser)
+    _add_retry_options(parser)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from cae_seg.engine.job import EvaluateJob
     from cae_seg.launch.launcher import launch_evaluate
 
-    job = EvaluateJob(
-        config=options.config,
-        weights=options.weights,
-        data=options.data,
-        gpus=options.gpus,
-        device=options.device,
-        out=options.out,
-        show_dir=options.show_dir,
-        aug_test=options.aug_test,
-        cfg_options=config_options(options.cfg_options),
-        name=options.name,
-        seed=options.seed,
-        workers=options.workers,
-    )
-    return launch_evaluate(job)
+    return launch_evaluate(job_of(EvaluateJob, options))
 
 
 def _add_predict(commands: Any) -> None:

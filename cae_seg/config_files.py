@@ -52,14 +52,18 @@ def shipped_configs(root: Path | str = ".") -> dict[str, Path]:
 @cache
 def zoo_configs() -> dict[str, Path]:
     """Return the configs of the installed mmsegmentation by FAMILY/NAME.py; empty without it."""
-    package = importlib.util.find_spec("mmseg")
-    if package is None or package.origin is None:
-        return {}
-    folder = Path(package.origin).parent / ".mim" / "configs"
+    folder = zoo_folder()
     found = sorted(folder.rglob("*.py"))
     return {
         path.relative_to(folder).as_posix(): path for path in found if "_base_" not in path.parts
     }
+
+
+def zoo_folder() -> Path:
+    """Return the folder of mmsegmentation's configs; one that is not there without the package."""
+    package = importlib.util.find_spec("mmseg")
+    origin = package.origin if package else None
+    return Path(origin or "mmseg/__init__.py").parent / ".mim" / "configs"
 
 
 def files_of_config(path: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from cae_seg.errors import UserError
 from cae_seg.run.paths import RunDir
 from cae_seg.sheet.reading import Sheet, load_sheet
+from cae_seg.sheet.schema import Data
 from cae_seg.site_checks import check_site
 
 PACKAGES = {
@@ -77,7 +78,7 @@ def _sheet(path: Path) -> Iterator[Check]:
     runs = sum(len(row.seeds) for row in sheet.experiments)
     yield Check("ok", f"sheet {path}: {len(sheet.experiments)} experiments, {runs} runs")
     yield from _checkpoints(sheet)
-    yield _data(sheet)
+    yield from (_data(sheet, data) for data in sheet.used_data)
     yield _disk(sheet)
     if shutil.which("sbatch") and _slurm().status == "ok":
         for good, text in check_site(sheet):
@@ -153,12 +154,13 @@ def _checkpoints(sheet: Sheet) -> Iterator[Check]:
             yield Check("MISSING", f"checkpoint {name}: no such file", remedy)
 
 
-def _data(sheet: Sheet) -> Check:
-    source = sheet.data.source
-    if sheet.manifest.is_file():
-        return Check("ok", f"data: prepared ({sheet.manifest})")
+def _data(sheet: Sheet, data: Data) -> Check:
+    source = data.source
+    if data.manifest.is_file():
+        return Check("ok", f"data: prepared ({data.manifest})")
     if "://" in source or Path(source).exists() or source.startswith("data/demo/"):
-        remedy = f"cae-seg prepare data --source {source} --root {sheet.data.root}"
+        kind = "" if data.type == "ade20k" else f" --type {data.type}"
+        remedy = f"cae-seg prepare data --source {source} --root {data.root}{kind}"
         return Check("note", "data: not prepared yet; the workflow does it", remedy)
     remedy = f"change `data.source` in {sheet.path}"
     return Check("MISSING", f"data: {source}: no such file or folder", remedy)
@@ -173,8 +175,9 @@ def _disk(sheet: Sheet) -> Check:
         if not RunDir(sheet.run_dir(row.name, seed)).finished
     ]
     needed = sum(weights) + STATES * max(weights, default=0.0)
-    if not (sheet.manifest.is_file() or sheet.data.root.startswith("data/demo")):
-        needed += DATA_BYTES
+    for data in sheet.used_data:
+        prepared = data.manifest.is_file() or data.root.startswith("data/demo")
+        needed += 0 if prepared or data.type != "ade20k" else DATA_BYTES
     folders = (sheet.results, *sheet.results.absolute().parents)
     free = shutil.disk_usage(next(path for path in folders if path.is_dir())).free
     text = f"disk: {_size(free)} free, about {_size(needed)} needed by the runs to come"

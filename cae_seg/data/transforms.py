@@ -21,6 +21,7 @@ from mmengine.registry import MODELS, TRANSFORMS
 from mmengine.structures import PixelData
 from mmseg.models.data_preprocessor import SegDataPreProcessor
 from mmseg.structures import SegDataSample
+from PIL import Image
 from torch import Tensor
 
 from cae_seg.data.batch import stage
@@ -273,10 +274,18 @@ def _through_hsv(
 def _read(path: str, label: bool = False) -> np.ndarray:
     content = np.fromfile(path, np.uint8)
     array = cv2.imdecode(content, cv2.IMREAD_UNCHANGED if label else cv2.IMREAD_COLOR)
+    if label and array is not None and array.ndim == 3:
+        array = _palette_indices(path)
     if array is None or (label and (array.ndim != 2 or array.dtype != np.uint8)):
         wanted = "an 8-bit annotation of one channel" if label else "an image"
         raise ValueError(f"{path}: not {wanted} any more; prepare the data again")
     return array
+
+
+def _palette_indices(path: str) -> np.ndarray | None:
+    """Return the indices of a PNG with a palette, which OpenCV turns into colours."""
+    with Image.open(path) as picture:
+        return np.array(picture) if picture.mode == "P" else None
 
 
 def _pack(image: np.ndarray, label: np.ndarray, meta: dict[str, Any]) -> dict[str, Any]:

@@ -7,14 +7,12 @@ from typing import Any
 from mmengine.config import Config
 from mmseg.registry import DATASETS
 
+from cae_seg.data.prepare.layout import MOST_CLASSES
 from cae_seg.errors import UserError
-
-MOST_CLASSES = 255
-"""Annotations are read as bytes, of which one value is for ignored pixels."""
 
 
 def check_classes(config: Config) -> None:
-    """Check that every head has as many classes as each data set of the config.
+    """Check that every head has as many classes, and class weights, as each data set of the config.
 
     A head of one output for two classes (`out_channels=1`) is as good as one of two.
 
@@ -37,6 +35,27 @@ def check_classes(config: Config) -> None:
                     f"{config.filename}: model.{name}.num_classes is {number}, but the data set of "
                     f"{key} has {classes} classes; set it to {classes}"
                 )
+        _check_weights(config, classes)
+
+
+def _check_weights(config: Config, classes: int) -> None:
+    for name, loss in _losses(config.model):
+        weights = loss.get("class_weight")
+        if isinstance(weights, list | tuple) and len(weights) != classes:
+            raise UserError(
+                f"{config.filename}: model.{name}.class_weight has {len(weights)} entries for "
+                f"{classes} classes; give one for each, or None"
+            )
+
+
+def _losses(model: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the losses of the heads that classify each pixel; queries have a class more."""
+    for key in ("decode_head", "auxiliary_head"):
+        heads = model.get(key)
+        for head in heads if isinstance(heads, list | tuple) else [heads]:
+            losses = (head or {}).get("loss_decode") or []
+            for loss in losses if isinstance(losses, list | tuple) else [losses]:
+                yield f"{key}.loss_decode", loss
 
 
 def _heads(model: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
@@ -55,7 +74,7 @@ def metainfo_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
     Its own `metainfo` comes before that of its type, as in mmsegmentation; wrappers are looked
     through. Nothing is read from the data's folder.
     """
-    dataset = _innermost(dataset)
+    dataset = innermost(dataset)
     known = dict(getattr(DATASETS.get(dataset.get("type", "")), "METAINFO", {}))
     own = dataset.get("metainfo") or {}
     if "classes" in own and "palette" not in own:
@@ -71,7 +90,7 @@ def first_label(dataset: Mapping[str, Any]) -> int:
     This is `reduce_zero_label` of the step that loads annotations or, where that says nothing, of
     the data set.
     """
-    dataset = _innermost(dataset)
+    dataset = innermost(dataset)
     for step in dataset.get("pipeline") or ():
         if step["type"] == "LoadAnnotations" and step.get("reduce_zero_label") is not None:
             return int(step["reduce_zero_label"])
@@ -79,7 +98,8 @@ def first_label(dataset: Mapping[str, Any]) -> int:
     return int(dataset.get("reduce_zero_label", default.default if default else False))
 
 
-def _innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+def innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config inside of wrappers such as RepeatDataset."""
     while dataset.get("dataset"):
         dataset = dataset["dataset"]
     return dataset

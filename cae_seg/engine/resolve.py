@@ -13,6 +13,7 @@ from cae_seg.engine.batch import BatchSplit, split_batch
 from cae_seg.engine.checkpoint_report import known_sha256
 from cae_seg.engine.classes import check_classes
 from cae_seg.engine.config import global_batch_size, load_config
+from cae_seg.engine.data_set import use_data
 from cae_seg.engine.identity import identity_of
 from cae_seg.engine.job import EvaluateJob, Job, TrainJob
 from cae_seg.engine.precision import choose_precision
@@ -20,8 +21,6 @@ from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.validate import check_checkpoint, parse_learning_rate
 from cae_seg.errors import UserError
 from cae_seg.files import sha256_file
-
-_LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,9 @@ def apply_job(config: Config, job: Job) -> Config:
         UserError: a file is missing, or a number is none.
     """
     config = copy.deepcopy(config)
-    check_classes(config)
     if job.data is not None:
-        point_to(config, load_manifest(job.data).root)
+        use_data(config, load_manifest(job.data))
+    check_classes(config)
     if isinstance(job, EvaluateJob):
         return config
     if job.learning_rate is not None:
@@ -96,16 +95,6 @@ def apply_job(config: Config, job: Job) -> Config:
         check_checkpoint(source)
     config.precision = job.precision if job.precision != "auto" else config.get("precision", "auto")
     return config
-
-
-def point_to(config: Config, root: Path) -> None:
-    """Make every data set of the config read from `root`."""
-    for key in _LOADERS:
-        node = (config.get(key) or {}).get("dataset")
-        while node is not None:
-            if "data_root" in node:
-                node.data_root = str(root)
-            node = node.get("dataset")
 
 
 def pretrained_of(config: Config) -> Path | None:

@@ -42,6 +42,7 @@ def compose_model(
     timm: str | None = None,
     head: str | None = None,
     frozen: bool = False,
+    class_weights: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """Return a model config with another backbone or head.
 
@@ -50,6 +51,7 @@ def compose_model(
         timm: name of a timm model that becomes the backbone.
         head: one of `HEADS`; upernet for a timm model where None.
         frozen: train neck and head only.
+        class_weights: of the losses of all heads, one for each class.
 
     Raises:
         UserError: no such model or head, or a head that the backbone cannot feed.
@@ -65,11 +67,22 @@ def compose_model(
         model["backbone"] = {"type": "Frozen", "backbone": model["backbone"]}
         if init_cfg:
             model["backbone"]["init_cfg"] = init_cfg
+    if class_weights is not None:
+        _set_class_weights(model, class_weights)
     return model
 
 
+def _set_class_weights(model: dict[str, Any], weights: Sequence[float]) -> None:
+    for key in ("decode_head", "auxiliary_head"):
+        heads = model.get(key) or []
+        for head in heads if isinstance(heads, list | tuple) else [heads]:
+            losses = head["loss_decode"]
+            for loss in losses if isinstance(losses, list | tuple) else [losses]:
+                loss["class_weight"] = list(weights)
+
+
 def take_choice(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Remove the choice of a model from a mapping: `timm`, `head`, `frozen`, where they are set.
+    """Remove the choice of a model from a mapping, where it is made: `timm`, `head`, …
 
     Args:
         values: changed in place.
@@ -78,7 +91,7 @@ def take_choice(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     Raises:
         UserError: `frozen` is neither True nor False.
     """
-    names = ("timm", "head", "frozen")
+    names = ("timm", "head", "frozen", "class_weights")
     choice = {name: values.pop(prefix + name) for name in names if prefix + name in values}
     if choice.get("frozen", False) not in (True, False):
         raise UserError(f"{prefix}frozen: {choice['frozen']!r} is neither True nor False")

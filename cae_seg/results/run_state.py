@@ -153,7 +153,7 @@ def _newest_log(sheet: Sheet, name: str, seed: int) -> Path | None:
 
 def preparation_error(sheet: Sheet) -> str | None:
     """Return the error of the data or of a checkpoint of a sheet that runs wait for, if any."""
-    logs = [sheet.results / "logs/prepare_data/data.log"]
+    logs = [sheet.results / f"logs/prepare_data/{data.root}.log" for data in sheet.used_data]
     logs += sorted(sheet.results.glob("logs/inspect_checkpoint/*.log"))
     errors = ((log, _last_line(log)) for log in logs if log.is_file())
     return next((f"{line}; log {log}" for log, line in errors if _is_error(line)), None)

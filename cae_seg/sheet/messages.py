@@ -43,7 +43,8 @@ def reason(error: Mapping[str, Any]) -> str:
         case "string_pattern_mismatch":
             return f"{shown(value)} does not match {error['ctx']['pattern']}"
         case "value_error":
-            return f"{shown(value)} {error['ctx']['error']}"
+            text = str(error["ctx"]["error"])
+            return text if isinstance(value, dict) else f"{shown(value)} {text}"
         case _:
             return f"{shown(value)}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
@@ -57,7 +58,13 @@ def shown(value: Any) -> str:
 def _allowed_keys(place: tuple) -> list[str]:
     """Return the keys of the mapping that the last part of `place` was found in."""
     model: Any = SheetFile
-    parents = {"data": Data, "defaults": Settings, "experiments": Experiment, "grid": Grid}
+    parents = {
+        "data": Data,
+        "datasets": Data,
+        "defaults": Settings,
+        "experiments": Experiment,
+        "grid": Grid,
+    }
     for part in place[:-1]:
         model = Resources if part == "resources" else parents.get(part, model)
     return list(model.model_fields)

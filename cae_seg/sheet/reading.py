@@ -1,7 +1,7 @@
 """Read an experiment sheet: what to run, checked before anything starts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from cae_seg.errors import UserError
 from cae_seg.files import read_text
 from cae_seg.sheet.messages import describe, line_of, nearest, row_line
-from cae_seg.sheet.rows import RowError, resolve_rows, rows_of
+from cae_seg.sheet.rows import RowError, check_datasets, resolve_rows, rows_of
 from cae_seg.sheet.schema import Data, Experiment, SheetFile
 from cae_seg.sheet.values import one_or_many
 from cae_seg.sheet.yaml12 import YamlError, parse_yaml
@@ -27,11 +27,22 @@ class Sheet:
     results: Path
     data: Data
     experiments: tuple[Experiment, ...]
+    datasets: Mapping[str, Data] = field(default_factory=dict)
+
+    def data_of(self, row: Experiment) -> Data:
+        """Return the data set of a row."""
+        return self.data if row.data is None else self.datasets[row.data]
+
+    def data_label(self, row: Experiment) -> str:
+        """Return what a table calls the data set of a row."""
+        return self.data.label if row.data is None else row.data
 
     @property
-    def manifest(self) -> Path:
-        """The file that describes the prepared data."""
-        return Path(self.data.root) / "manifest.json"
+    def used_data(self) -> tuple[Data, ...]:
+        """The data sets that rows use, each once."""
+        return tuple(
+            {self.data_of(row).root: self.data_of(row) for row in self.experiments}.values()
+        )
 
     def experiment(self, name: str) -> Experiment:
         """Return the row of that name.
@@ -67,6 +78,7 @@ def load_sheet(path: Path | str, *, root: Path | str = ".") -> Sheet:
         _merge_defaults(content)
         file = SheetFile.model_validate(content)
         rows = tuple(resolve_rows(rows_of(file), Path(root)))
+        check_datasets(file, rows)
     except ValidationError as error:
         raise UserError(describe(path, node, content, error)) from error
     except RowError as error:
@@ -76,7 +88,13 @@ def load_sheet(path: Path | str, *, root: Path | str = ".") -> Sheet:
         raise UserError(f"{path}:{line_of(node, ('grid',))}: {error}") from error
     if not rows:
         raise UserError(f"{path}: is empty; write a row under `experiments:` or a `grid:`")
-    return Sheet(path=path, results=Path(file.results), data=file.data, experiments=rows)
+    return Sheet(
+        path=path,
+        results=Path(file.results),
+        data=file.data,
+        experiments=rows,
+        datasets=file.datasets,
+    )
 
 
 def _read(path: Path) -> str:

@@ -82,6 +82,18 @@ def resolve_rows(rows: Iterable[Experiment], root: Path) -> Iterator[Experiment]
         yield row.model_copy(update={"config": config, "learning_rate": rate})
 
 
+def check_datasets(file: SheetFile, rows: Iterable[Experiment]) -> None:
+    """Refuse rows whose data set the sheet does not have, and data sets that share a folder."""
+    used = {}
+    for row in rows:
+        if row.data is not None and row.data not in file.datasets:
+            known = nearest(row.data, file.datasets)
+            raise RowError(row.name, f"data: {row.data!r} is not under `datasets`; {known}")
+        found = file.data if row.data is None else file.datasets[row.data]
+        if used.setdefault(Path(found.root), found) != found:
+            raise RowError(row.name, f"data: two data sets have the root {found.root}; set another")
+
+
 def _check_backbone(row: Experiment, stem: str) -> None:
     """Refuse a label that is not what a shipped config builds; `ViT-B/16` is a `ViT-B`."""
     if row.timm:

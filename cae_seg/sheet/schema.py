@@ -9,7 +9,7 @@ from them by `python workflow/schemas/generate.py`.
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,7 @@ from pydantic import (
     StringConstraints,
     WithJsonSchema,
     field_validator,
+    model_validator,
 )
 from pydantic_core.core_schema import CoreSchema, no_info_before_validator_function
 
@@ -105,6 +106,7 @@ Checkpoint = Annotated[FileName, AfterValidator(hub_url)]
 FolderName = Annotated[str, Field(min_length=1), AfterValidator(check_folder_name)]
 OptionKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][\w.]*$")]
 Backbone = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+DatasetName = Annotated[str, StringConstraints(pattern=r"^[\w][\w .-]*$", max_length=40)]
 Epochs = Annotated[StrictInt, Field(ge=0, le=10**6)]
 Seed = Annotated[StrictInt, Field(ge=0, le=2**32 - 1)]
 Pixels = Annotated[StrictInt, Field(gt=0, le=10_000)]
@@ -145,21 +147,80 @@ class _Strict(BaseModel):
 class Data(_Strict):
     """Which images to train and evaluate on."""
 
+    type: Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")] = Field(
+        default="ade20k",
+        description="`ade20k`; `folder` with images/{train,val} and annotations/{train,val}; or a "
+        "data set type of mmsegmentation such as `CityscapesDataset`",
+    )
     source: FileName = Field(
         default=ADE20K,
-        description="URL or path of the archive in the ADE20K layout, or an extracted folder",
+        description="URL or path of the archive in the ADE20K layout, or an extracted folder; the "
+        "folder of any other data set",
     )
     root: FolderName = Field(
         default="data/ade20k",
-        description="folder that the archive is extracted to and the manifest is written to",
+        description="folder that the archive is extracted to and the manifest is written to; "
+        "`data/` and the name of the source for other data sets",
     )
     sha256: Sha256 | None = Field(
         default=None, description="SHA-256 that the archive must have (64 hex digits)"
     )
     expected: dict[Literal["training", "validation"], Count] = Field(
         default={"training": 20210, "validation": 2000},
-        description="number of images that each split must have",
+        description="number of images that each split must have; of other data sets any",
     )
+    classes: FileName | None = Field(
+        default=None,
+        description="file with the names of a folder's classes: one a line, or JSON with colours; "
+        "classes.txt or classes.json in the folder unless set",
+    )
+    reduce_zero_label: StrictBool | None = Field(
+        default=None,
+        description="whether 0 is ignored in annotations and classes count from 1; a folder must "
+        "say it, a type has its own",
+    )
+    ignore_index: Annotated[StrictInt, Field(ge=0, le=255)] | None = Field(
+        default=None, description="label of the pixels that do not count; 255 unless set"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, value: Any) -> Any:
+        """Replace the defaults, which are ADE20K's, for other data sets."""
+        if not isinstance(value, dict) or value.get("type", "ade20k") == "ade20k":
+            return value
+        name = Path(str(value.get("source", "data"))).name
+        return {"root": f"data/{name}", "expected": {}} | value
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        own = ("classes", "reduce_zero_label", "ignore_index")
+        if self.type == "ade20k":
+            for key in own:
+                if getattr(self, key) is not None:
+                    raise ValueError(
+                        f"{key} is for other data sets; set `type` too, or leave it out"
+                    )
+            return self
+        if self.source == ADE20K or is_url(self.source) or self.sha256:
+            raise ValueError(f"type {self.type} needs its folder as `source`, not an archive")
+        if self.classes is not None and self.type != "folder":
+            raise ValueError(f"classes is for `type: folder`; {self.type} has its own")
+        return self
+
+    @property
+    def manifest(self) -> Path:
+        """The file that describes the prepared data."""
+        return Path(self.root) / "manifest.json"
+
+    @property
+    def label(self) -> str:
+        """How a table calls the data set unless the sheet has a name for it."""
+        if self.type == "ade20k":
+            return "ADE20K"
+        return (
+            Path(self.source).name if self.type == "folder" else self.type.removesuffix("Dataset")
+        )
 
 
 class Resources(_Strict):
@@ -245,6 +306,13 @@ class Settings(_Strict):
     resources: Resources = Field(
         default=Resources(), description="what the jobs of this row ask a cluster for"
     )
+    data: str | None = Field(
+        default=None,
+        description="data set, by its name under `datasets`; the sheet's `data` unless set",
+    )
+    class_weights: (
+        Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] | None
+    ) = Field(default=None, description="weights of the classes in the loss, one for each")
 
 
 class Experiment(Settings):
@@ -298,6 +366,8 @@ class Experiment(Settings):
     def model_options(self) -> dict[str, str]:
         """What the row replaces in its config's model, as options."""
         choice = {"timm": self.timm, "head": self.head, "frozen": self.frozen or None}
+        if self.class_weights is not None:
+            choice["class_weights"] = str(list(self.class_weights)).replace(" ", "")
         return {f"model.{key}": str(value) for key, value in choice.items() if value is not None}
 
     @property
@@ -379,6 +449,9 @@ class SheetFile(_Strict):
         default="results", description="folder of everything that runs produce"
     )
     data: Data = Field(default=Data(), description="images to train and evaluate on")
+    datasets: dict[DatasetName, Data] = Field(
+        default={}, description="further data sets, by the name that rows call them in their `data`"
+    )
     defaults: Settings = Field(
         default=Settings(), description="values of the rows and grids that do not set their own"
     )

@@ -281,7 +281,7 @@ def test_many_problems_are_counted_and_the_first_named(tree, place, tmp_path):
         for stem in stems:
             save_label(tree, split, stem, np.full((16, 24), 200, np.uint8))
     archive = zip_tree(tree, tmp_path / "bad.zip")
-    message = refuse(archive, place, r"bad\.zip: 5 problems: .*; and 2 more; mend")
+    message = refuse(archive, place, r"bad\.zip: 5 problems: .*; and 2 more; correct")
     assert message.count("has value 200") == 3
 
 

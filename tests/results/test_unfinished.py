@@ -38,7 +38,7 @@ def test_every_run_without_a_result_is_named_with_its_error_and_log(tmp_path):
 
 def test_a_run_that_waits_for_its_data_names_the_error_of_the_data(tmp_path):
     sheet = make_sheet(tmp_path, [make_row("waiting")])
-    log = tmp_path / "logs/prepare_data/data.log"
+    log = tmp_path / "logs/prepare_data/data/ade20k.log"
     log.parent.mkdir(parents=True)
     log.write_text("cae-seg: error: ADE.zip: hashes to 12, expected 34; download it again\n")
     (line, _) = unfinished(sheet)

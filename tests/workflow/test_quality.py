@@ -80,7 +80,7 @@ def test_a_missing_archive_is_said_in_one_line(checkout):
     checkout.edit("config/published.yaml", "source: http://data", "source: data")
     done = checkout.snakemake("--profile", "local", "results/table.md")
     assert done.returncode != 0
-    assert "ADEChallengeData2016.zip: no such file; mend `data.source`" in done.stderr
+    assert "ADEChallengeData2016.zip: no such file; correct `source`" in done.stderr
 
 
 def test_one_failed_experiment_does_not_stop_the_others(checkout):

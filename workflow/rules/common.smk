@@ -47,22 +47,46 @@ def row_value(key: str):
     return lambda wildcards: getattr(row(wildcards), key)
 
 
+DATA = {found.root: found for found in SHEET.used_data}
+
+
+def manifest(wildcards) -> str:
+    """Return the manifest of the data that a run uses."""
+    return str(SHEET.data_of(row(wildcards)).manifest)
+
+
 def archive(wildcards) -> list[str]:
-    """Return the archive where it is a local file, whose change Snakemake then notices."""
-    source = SHEET.data.source
-    if "://" in source or Path(source).is_dir():
-        return []
-    return require_file(source, SHEET.manifest, f"correct `data.source` in {SHEET.path}")
+    """Return the local files that data is prepared from, whose change Snakemake then notices."""
+    data = DATA[wildcards.root]
+    own = [data.classes] if data.classes else []
+    if "://" in data.source or Path(data.source).is_dir():
+        return own
+    return own + require_file(
+        data.source, data.manifest, f"correct `source` of the data in {SHEET.path}"
+    )
 
 
 def expected_images(wildcards) -> list[str]:
     """Return the numbers of images that the data must have, as SPLIT=IMAGES."""
-    return [f"{split}={images}" for split, images in SHEET.data.expected.items()]
+    return [f"{split}={images}" for split, images in DATA[wildcards.root].expected.items()]
 
 
 def data_source(wildcards) -> str:
     """Return where the data comes from."""
-    return SHEET.data.source
+    return DATA[wildcards.root].source
+
+
+def data_options(wildcards) -> list[str]:
+    """Return what the sheet says about data beyond its source."""
+    data = DATA[wildcards.root]
+    reduce = None if data.reduce_zero_label is None else str(data.reduce_zero_label).lower()
+    return [
+        *cli_flag("sha256", data.sha256),
+        *cli_flag("type", None if data.type == "ade20k" else data.type),
+        *cli_flag("classes", data.classes),
+        *cli_flag("reduce-zero-label", reduce),
+        *([] if data.ignore_index is None else [f"--ignore-index={data.ignore_index}"]),
+    ]
 
 
 def inspection(found: Experiment) -> str:

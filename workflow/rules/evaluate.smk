@@ -1,6 +1,6 @@
 rule evaluate:
     input:
-        data="<data>/manifest.json",
+        data=manifest,
         run="<results>/{experiment}/seed_{seed}/run.json",
         config="<results>/{experiment}/seed_{seed}/config.py",
     output:

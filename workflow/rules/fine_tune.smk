@@ -5,7 +5,7 @@
 # the state is saved, and tee, which must hear the last words, does not listen to them.
 rule fine_tune:
     input:
-        data="<data>/manifest.json",
+        data=manifest,
         checkpoint=inspected,
     output:
         run="<results>/{experiment}/seed_{seed}/run.json",

@@ -21,23 +21,23 @@ rule prepare_data:
     input:
         archive=archive,
     output:
-        manifest="<data>/manifest.json",
+        manifest="{root}/manifest.json",
     log:
-        "<results>/logs/prepare_data/data.log",
+        "<results>/logs/prepare_data/{root}.log",
     benchmark:
-        "<results>/benchmarks/prepare_data/data.tsv"
+        "<results>/benchmarks/prepare_data/{root}.tsv"
     conda:
         "../../environment.yml"
     params:
         source=data_source,
         root=subpath(output.manifest, parent=True),
-        sha256=cli_flag("sha256", SHEET.data.sha256),
+        options=data_options,
         expected=expected_images,
     message:
         "Extract and verify {params.source}"
     shell:
         "cae-seg prepare data --source={params.source:q} --root={params.root:q}"
-        " --manifest={output.manifest:q} {params.sha256:q} --expected {params.expected:q}"
+        " --manifest={output.manifest:q} {params.options:q} --expected {params.expected:q}"
         " 2>&1 | tee {log:q}"
 
 

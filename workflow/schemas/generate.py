@@ -74,7 +74,7 @@ def _values(described: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in described["enum"])
     if "anyOf" in described:
         kinds = [kind for kind in described["anyOf"] if kind.get("type") != "null"]
-        if kinds[-1].get("type") == "array":
+        if len(kinds) > 1 and kinds[-1].get("type") == "array":
             return f"{_values(kinds[0])}; one or a list"
         return " or ".join(dict.fromkeys(map(_values, kinds)))
     if "$ref" in described:

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from cae_seg.data.prepare.manifest import SPLITS, Manifest, annotation_path, image_path
+from cae_seg.data.prepare.layout import SPLITS
+from cae_seg.data.prepare.manifest import Manifest
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_text, read_json_object, sha256_file
 from cae_seg.progress import progress
@@ -113,9 +114,8 @@ def _check_sizes(manifest: Manifest, path: Path) -> int:
 
 def _sizes(manifest: Manifest) -> Iterator[tuple[Path, int]]:
     for split in SPLITS:
-        for stem, (image, annotation) in manifest.files[split].items():
-            yield image_path(manifest.root, split, stem), image
-            yield annotation_path(manifest.root, split, stem), annotation
+        for stem, sizes in manifest.files[split].items():
+            yield from zip(manifest.layout.pair(manifest.root, split, stem), sizes, strict=True)
 
 
 def _is_mark(mark: FileMark) -> bool:

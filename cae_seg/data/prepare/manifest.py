@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cae_seg.data.prepare.layout import ADE20K, SPLITS, Layout
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_text, read_json
 from cae_seg.redaction import redact
 
 SCHEMA = 1
-SPLITS = ("training", "validation")
-CLASSES = 150
 FOLDER = "ADEChallengeData2016"
 AGAIN = "run `cae-seg prepare data` again"
 
@@ -23,12 +22,15 @@ class Manifest:
     """A verified data set.
 
     Attributes:
-        root: the folder that holds `images/` and `annotations/`, absolute.
-        fingerprint: SHA-256 over all paths, sizes and contents; the same on every machine.
-        classes: the 150 class names in the order of their numbers.
+        root: the folder that holds the images and annotations, absolute.
+        fingerprint: SHA-256 over all paths, sizes and contents, and of what values mean unless the
+            set is ADE20K; the same on every machine.
+        classes: the class names in the order of their labels.
         counts: images per split.
         files: per split, stem → (bytes of the image, bytes of the annotation).
         source: the URL (without credentials), archive or folder that it came from.
+        layout: where the files are, and what values of annotations mean.
+        values: the values that annotations of each split have, right after the verification.
         marks: path below `root` → size, time and SHA-256, right after the verification; kept in
             the index (`index.py`) and empty in a manifest that was read.
     """
@@ -39,22 +41,14 @@ class Manifest:
     counts: dict[str, int]
     files: dict[str, dict[str, tuple[int, int]]]
     source: str
+    layout: Layout = ADE20K
+    values: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
     marks: Mapping[str, tuple[int, int, str]] = field(
         default_factory=dict, compare=False, repr=False
     )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", redact(self.source))
-
-
-def image_path(root: Path, split: str, stem: str) -> Path:
-    """Return where the image of a pair lies."""
-    return root / "images" / split / f"{stem}.jpg"
-
-
-def annotation_path(root: Path, split: str, stem: str) -> Path:
-    """Return where the annotation of a pair lies."""
-    return root / "annotations" / split / f"{stem}.png"
 
 
 def save_manifest(manifest: Manifest, path: Path) -> None:
@@ -79,14 +73,12 @@ def load_manifest(path: Path) -> Manifest:
     manifest = _from_json(path, read_json(path))
     for split, files in manifest.files.items():
         for stem in {next(iter(files), None), next(reversed(files), None)} - {None}:
-            for file, size in zip(_pair(manifest.root, split, stem), files[stem], strict=True):
+            for file, size in zip(
+                manifest.layout.pair(manifest.root, split, stem), files[stem], strict=True
+            ):
                 if not file.is_file() or file.stat().st_size != size:
                     raise UserError(f"{file}: moved or changed since {path} was written; {AGAIN}")
     return manifest
-
-
-def _pair(root: Path, split: str, stem: str) -> tuple[Path, Path]:
-    return image_path(root, split, stem), annotation_path(root, split, stem)
 
 
 def _to_json(manifest: Manifest, base: Path) -> str:
@@ -104,6 +96,8 @@ def _to_json(manifest: Manifest, base: Path) -> str:
             for split in SPLITS
         },
     }
+    if manifest.layout != ADE20K:
+        value["layout"] = manifest.layout.as_dict()
     # Compact: the real set's is then under the megabyte up to which Snakemake compares contents.
     return json.dumps(value, separators=(",", ":")) + "\n"
 
@@ -123,6 +117,7 @@ def _from_json(path: Path, value: Any) -> Manifest:
                 for split, content in splits.items()
             },
             source=str(value["source"]),
+            layout=Layout.from_dict(value["layout"]) if "layout" in value else ADE20K,
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: not a manifest of this tool; {AGAIN}") from error

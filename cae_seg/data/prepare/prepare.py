@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -20,17 +21,18 @@ from typing import Any
 
 from filelock import FileLock
 
+from cae_seg.data.prepare.describe import Description, find_layout
 from cae_seg.data.prepare.download import check_sha256, download, is_url, url_name
 from cae_seg.data.prepare.extract import STAMP, archive_digest, extract, extracted_digest
 from cae_seg.data.prepare.index import check_unchanged, load_index, save_index
+from cae_seg.data.prepare.layout import ADE20K, Layout, describe_values, unused_classes
 from cae_seg.data.prepare.manifest import (
     FOLDER,
-    SPLITS,
     Manifest,
     load_manifest,
     save_manifest,
 )
-from cae_seg.data.prepare.verify import LISTS, verify
+from cae_seg.data.prepare.verify import verify
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, read_json
 from cae_seg.redaction import redact
@@ -49,6 +51,7 @@ def prepare(
     *,
     sha256: str | None = None,
     expected: dict[str, int] | None = None,
+    description: Description | None = None,
 ) -> Manifest:
     """Make the data set ready and write its manifest.
 
@@ -61,22 +64,39 @@ def prepare(
         manifest: the result.
         sha256: what the archive must hash to.
         expected: how many images each split must hold.
+        description: of a data set other than ADE20K, whose source is a folder.
 
     Raises:
         UserError: the source or its content is not what it should be; a folder cannot be written.
     """
     root, manifest = Path(root), Path(manifest)
     with _plain_errors(root), _exclusive(root):
+        layout = ADE20K if description is None else find_layout(Path(source), description)
         identity = _identity(source, sha256)
+        if layout != ADE20K:
+            identity.append(json.loads(json.dumps(layout.as_dict())))
         known = _known(root, identity, manifest)
         if known is None:
             manifest.unlink(missing_ok=True)
-            known = _make_ready(source, root, sha256, expected)
+            known = _make_ready(source, root, sha256, expected, layout)
             save_index(known.marks, known.fingerprint, manifest)
             _remember(root, identity, known)
         _check_counts(known, expected)
         save_manifest(known, manifest)
     return known
+
+
+def describe(prepared: Manifest) -> list[str]:
+    """Say what the values of the annotations mean, right after they were looked at."""
+    lines = []
+    for split, found in prepared.values.items():
+        if prepared.layout == ADE20K:
+            continue
+        lines.append(f"{split}: annotations have {describe_values(prepared.layout, found)}")
+        if unused := unused_classes(prepared.layout, found):
+            names = ", ".join([*unused[:5], *(["…"] if len(unused) > 5 else [])])
+            lines.append(f"{split}: note: no annotation has {names}")
+    return lines
 
 
 def verify_prepared(manifest: Path) -> int:
@@ -89,8 +109,14 @@ def verify_prepared(manifest: Path) -> int:
 
 
 def _make_ready(
-    source: str, root: Path, sha256: str | None, expected: dict[str, int] | None
+    source: str,
+    root: Path,
+    sha256: str | None,
+    expected: dict[str, int] | None,
+    layout: Layout,
 ) -> Manifest:
+    if layout != ADE20K:
+        return verify(Path(source).absolute(), source, layout=layout, expected=expected)
     if not is_url(source) and Path(source).is_dir():
         folder = _data_folder(Path(source), source)
         return verify(folder.absolute(), source, expected=expected)
@@ -185,14 +211,17 @@ def _remember(root: Path, identity: list[Any], verified: Manifest) -> None:
 def _listing(verified: Manifest) -> str:
     """Return a hash over name, size and time of every file in the data set's folders."""
     listing = hashlib.sha256()
-    for kind in ("images", "annotations"):
-        for split in SPLITS:
-            with os.scandir(verified.root / kind / split) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    _add_mark(listing, entry.name, entry.stat())
-    for name in LISTS:
+    for folder in verified.layout.folders:
+        for name in sorted(_files_below(verified.root / folder)):
+            _add_mark(listing, name, (verified.root / folder / name).stat())
+    for name in verified.layout.own_files:
         _add_mark(listing, name, (verified.root / name).stat())
     return listing.hexdigest()
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    for parent, _, files in os.walk(folder):
+        yield from (os.path.relpath(os.path.join(parent, name), folder) for name in files)
 
 
 def _add_mark(listing: Any, name: str, stat: os.stat_result) -> None:
