@@ -19,6 +19,7 @@ from cae_seg.arguments import (
     SEED,
     choices,
     config_options,
+    number,
     output_file,
     output_folder,
     whole_number,

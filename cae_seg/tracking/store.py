@@ -25,14 +25,11 @@ COLUMNS = (
     "tags.`gpu_hours`",
 )
 LOCK_SECONDS = 600.0
-<<<<<<< HEAD
 REPORT_SECONDS = 5.0  # a wait for the lock that lasts longer is reported
 # Python's module of a database's driver → what to install, where the names differ.
 DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
-=======
 # Relative to the folder that the server is given: the store may be moved with its artifacts.
 ARTIFACTS = "mlflow-artifacts:/"
->>>>>>> main
 # MLflow's own retries take many minutes; ours know how long a caller is willing to wait.
 QUIET_MLFLOW = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
