@@ -133,6 +133,21 @@ class RunDir:
         return self.path / RUN
 
     @property
+    def augmented_file(self) -> Path:
+        """The evaluation with flips and several scales, where there is one."""
+        return self.path / "metrics_aug_test.json"
+
+    def augmented(self) -> dict[str, Any] | None:
+        """Return the evaluation with flips and several scales; None if there is none.
+
+        Raises:
+            UserError: the file has another shape.
+        """
+        if not self.augmented_file.is_file():
+            return None
+        return read_checked(self.augmented_file, Metrics, "delete the file and evaluate again")
+
+    @property
     def metrics_file(self) -> Path:
         """The final evaluation."""
         return self.path / METRICS
