@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cae_seg.errors import UserError
-from cae_seg.run.paths import RunDir
 
 if TYPE_CHECKING:
     from cae_seg.engine.segmenter import Segmenter
@@ -41,6 +40,8 @@ def _weights_file(weights: str | Path) -> Path:
     path = Path(weights)
     if not path.is_dir():
         return path
+    from cae_seg.run.paths import RunDir
+
     found = RunDir(path).work.weights
     if found.is_file():
         return found

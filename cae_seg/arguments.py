@@ -32,6 +32,9 @@ def whole_number(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
+SEED = whole_number(0, LARGEST_SEED)
+
+
 def number(least: float, *, included: bool = True) -> Callable[[str], float]:
     """Return the type of a finite number from `least` on, which itself may be excluded."""
 

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import cae_seg
 from cae_seg import __version__
 from cae_seg.arguments import (
-    LARGEST_SEED,
     PICTURES,
+    SEED,
     choices,
     config_options,
-    number,
     output_file,
     output_folder,
     whole_number,
 )
 from cae_seg.crash import report_crash
+from cae_seg.engine.job import EvaluateJob, TrainJob, add_options, job_of
 from cae_seg.errors import UserError, nearest
 from cae_seg.files import full_disk_is_one_line
 from cae_seg.redaction import redact
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 DATA = Path("data/ade20k/manifest.json")
 SHEET = Path("config/published.yaml")
-SEED = whole_number(0, LARGEST_SEED)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -290,24 +289,10 @@ def _add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_device_options(parser: argparse.ArgumentParser) -> None:
+def _add_retry_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--gpus", type=whole_number(1, 10_000), help="number of GPUs (default: 1 if there is any)"
+        "--attempt", type=whole_number(1, 10**6), default=1, help="of the workflow, from 1"
     )
-    parser.add_argument(
-        "--nodes", type=whole_number(1, 10_000), default=1, help="machines, found through SLURM"
-    )
-    parser.add_argument(
-        "--device",
-        choices=["auto", "cuda", "cpu"],
-        default="auto",
-        help="cpu with --gpus N: N processes on the CPU",
-    )
-    parser.add_argument("--workers", type=whole_number(0, 1000), help="loader processes a rank")
-    parser.add_argument("--data", type=Path, help=f"manifest (default: {DATA})")
-    parser.add_argument("--name", help="experiment, as the sheet names it")
-    parser.add_argument("--seed", type=SEED, default=0)
-    parser.add_argument("--attempt", type=int, default=1, help="of the workflow, from 1")
     parser.add_argument(
         "--error-file", type=Path, help="keeps a mistake of the user's, which no retry can help"
     )
@@ -315,93 +300,15 @@ def _add_device_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_train(commands: Any) -> None:
     parser = _add(commands, "train", _train, "fine-tune one config from one checkpoint")
-    parser.add_argument("config", type=Path)
-    parser.add_argument(
-        "--work-dir", type=output_folder, required=True, help="resumable state of the run"
-    )
-    parser.add_argument("--out", type=output_file, help="metadata of the finished run (run.json)")
-    _add_device_options(parser)
-    parser.add_argument("--pretrained", type=Path, help="checkpoint of the backbone")
-    parser.add_argument("--learning-rate", help="replaces the config's")
-    parser.add_argument(
-        "--precision", choices=["auto", "fp16", "bf16", "fp32", "apex"], default="auto"
-    )
-    parser.add_argument("--deterministic", action="store_true", help="same numbers on CUDA too")
-    parser.add_argument(
-        "--images-per-gpu",
-        type=whole_number(1, 10_000),
-        help="images that fit at once (accumulates)",
-    )
-    parser.add_argument(
-        "--time-budget",
-        type=number(0, included=False),
-        metavar="MIN",
-        help="stop in time, resumable",
-    )
-    _add_knobs(parser)
+    add_options(parser, TrainJob)
     parser.add_argument("--sheet", type=Path, help="labels for live tracking")
-    parser.add_argument(
-        "--lock-wait",
-        type=number(0),
-        metavar="SECONDS",
-        help="patience with another process that still writes to the work dir: without end,"
-        " 30 in a SLURM job",
-    )
-    _add_config_options(parser)
-
-
-def _add_knobs(parser: argparse.ArgumentParser) -> None:
-    knobs = parser.add_argument_group(
-        "changes of the recipe", "each sets every place of the config that depends on it"
-    )
-    knobs.add_argument(
-        "--iterations",
-        type=whole_number(1, 10**9),
-        metavar="N",
-        help="length of the run; schedules keep their shape",
-    )
-    knobs.add_argument(
-        "--batch-size",
-        type=whole_number(1, 10**6),
-        metavar="N",
-        help="images per iteration over all GPUs",
-    )
-    knobs.add_argument(
-        "--crop-size",
-        type=whole_number(1, 100_000),
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="of training crops and sliding test windows",
-    )
+    _add_retry_options(parser)
 
 
 def _train(options: argparse.Namespace) -> int:
-    from cae_seg.engine.job import TrainJob
     from cae_seg.launch.launcher import launch_train
 
-    job = TrainJob(
-        config=options.config,
-        work_dir=options.work_dir,
-        out=options.out,
-        name=options.name,
-        seed=options.seed,
-        gpus=options.gpus,
-        nodes=options.nodes,
-        device=options.device,
-        precision=options.precision,
-        learning_rate=options.learning_rate,
-        pretrained=options.pretrained,
-        data=options.data,
-        deterministic=options.deterministic,
-        cfg_options=config_options(options.cfg_options),
-        workers=options.workers,
-        images_per_gpu=options.images_per_gpu,
-        time_budget=options.time_budget,
-        lock_wait=options.lock_wait,
-        iterations=options.iterations,
-        batch_size=options.batch_size,
-        crop_size=options.crop_size and tuple(options.crop_size),
-    )
+    job = job_of(TrainJob, options)
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         return launch_train(job)
     from cae_seg.tracking import following
@@ -412,37 +319,15 @@ def _train(options: argparse.Namespace) -> int:
 
 def _add_evaluate(commands: Any) -> None:
     parser = _add(commands, "evaluate", _evaluate, "measure mIoU of fine-tuned weights")
-    parser.add_argument("config", type=Path)
-    parser.add_argument("weights", type=Path)
-    _add_device_options(parser)
+    add_options(parser, EvaluateJob)
     parser.add_argument("--eval", choices=["mIoU"], default="mIoU", help="the published spelling")
-    parser.add_argument("--aug-test", action="store_true", help="flips and several scales")
-    parser.add_argument("--out", type=output_file, help="metrics (.json) or label maps (.pkl)")
-    parser.add_argument(
-        "--show-dir", type=output_folder, help="paint every prediction into this folder"
-    )
-    _add_config_options(parser)
+    _add_retry_options(parser)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from cae_seg.engine.job import EvaluateJob
     from cae_seg.launch.launcher import launch_evaluate
 
-    job = EvaluateJob(
-        config=options.config,
-        weights=options.weights,
-        data=options.data,
-        gpus=options.gpus,
-        device=options.device,
-        out=options.out,
-        show_dir=options.show_dir,
-        aug_test=options.aug_test,
-        cfg_options=config_options(options.cfg_options),
-        name=options.name,
-        seed=options.seed,
-        workers=options.workers,
-    )
-    return launch_evaluate(job)
+    return launch_evaluate(job_of(EvaluateJob, options))
 
 
 def _add_predict(commands: Any) -> None:

@@ -1,5 +1,6 @@
 """The console script as a person meets it."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cae_seg.cli import main
+from cae_seg.cli import build_parser, main
+from cae_seg.engine.job import EvaluateJob, TrainJob, job_of
 
 COMMANDS = [
     *("prepare", "train", "evaluate", "predict", "track", "table"),
@@ -64,6 +66,9 @@ WRONG_NUMBERS = [
     ("train", "--images-per-gpu", ["0"]),
     ("train", "--time-budget", ["0", "-1", "nan", "inf", "x"]),
     ("train", "--lock-wait", ["-1", "nan"]),
+    ("train", "--iterations", ["0", "-5", "x"]),
+    ("train", "--batch-size", ["0", "-1", "1.5"]),
+    ("train", "--attempt", ["0", "x"]),
     ("evaluate", "--gpus", ["0"]),
     ("ui", "--port", ["0", "65536", "x"]),
 ]
@@ -76,6 +81,66 @@ def test_numbers_out_of_range_are_one_line(command, option, value, capsys) -> No
     assert main([command, f"{option}={value}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"cae-seg: error: argument {option}: ")
+
+
+@pytest.mark.parametrize("kind", [TrainJob, EvaluateJob])
+def test_every_option_is_a_field_of_the_job_and_reaches_it(kind, tmp_path) -> None:
+    values = {
+        "config": "c.py", "weights": "w.pth", "data": "m.json", "gpus": 2, "nodes": 3,
+        "device": "cpu", "workers": 4, "name": "row", "seed": 5, "cfg_options": {"a.b": 1},
+        "work_dir": str(tmp_path), "out": str(tmp_path / "o.json"), "pretrained": "p.pth",
+        "learning_rate": "1e-4", "precision": "bf16", "deterministic": True, "images_per_gpu": 6,
+        "time_budget": 7.5, "lock_wait": 8.5, "iterations": 9, "batch_size": 10,
+        "crop_size": (11, 12), "aug_test": True, "show_dir": str(tmp_path),
+    }  # fmt: skip
+    names = [field.name for field in dataclasses.fields(kind)]
+    words = []
+    for name in names:
+        option, value = f"--{name.replace('_', '-')}", values[name]
+        if name in ("config", "weights"):
+            words.insert(int(name == "weights"), value)
+        elif name == "cfg_options":
+            words += [option, "a.b=1"]
+        elif name == "crop_size":
+            words += [option, "11", "12"]
+        else:
+            words += [option] if value is True else [f"{option}={value}"]
+    command = "train" if kind is TrainJob else "evaluate"
+    options = build_parser().parse_args([command, *words])
+    job = job_of(kind, options)
+    assert {name: getattr(job, name) for name in names} == {
+        name: Path(values[name]) if isinstance(getattr(job, name), Path) else values[name]
+        for name in names
+    }
+    beyond_the_job = {"run", "parser", "attempt", "error_file", "sheet", "eval"}
+    assert set(vars(options)) - set(names) <= beyond_the_job
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--options", "optim_wrapper.optimizer.lr=1"],
+            "optimizer.lr: only training",
+        ),
+        (["--options", "model.pretrained=x.pth"], "model.pretrained: only training reads it"),
+        (
+            ["--options", "model.backbone.init_cfg.checkpoint=x"],
+            "checkpoint: only training",
+        ),
+        (["--options", "precision=fp16"], "precision: only training reads it"),
+        (["--nodes=2", "--device=cpu"], "--nodes 2: needs a SLURM job of so many nodes"),
+        (["--learning-rate=1"], "unrecognised '--learning-rate=1'"),
+        (["--iterations=1"], "unrecognised '--iterations=1'"),
+    ],
+)
+def test_evaluate_refuses_what_it_would_not_use(options, message, tmp_path, capsys) -> None:
+    weights = tmp_path / "w.pth"
+    weights.touch()
+    config = "upernet_cae_base_12_512_slide_160k_ade20k_pt_1e-4"
+    assert main(["evaluate", config, str(weights), *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 OUTPUTS = [

@@ -10,6 +10,7 @@ import sys
 
 from cae_seg.arguments import config_options
 from cae_seg.config_files import ZOO_PREFIX, find_config
+from cae_seg.engine.config_text import config_text
 from cae_seg.engine.job import Knobs
 from cae_seg.engine.validate import check_conflicts
 from cae_seg.errors import UserError
@@ -62,7 +63,26 @@ def _check_row(row: Experiment) -> None:
     check_conflicts(changes, given)
     options = config_options([f"{key}={value}" for key, value in changes.items()])
     knobs = Knobs(row.iterations, row.batch_size, row.crop_size)
-    apply_options(_read(row.config), options, knobs)
+    config = apply_options(_read(row.config), options, knobs)
+    if any(key.startswith("model.") for key in changes):
+        _build_without_memory(config_text(config))
+
+
+@functools.cache
+def _build_without_memory(text: str) -> None:
+    """Build a model on the meta device: its classes refuse what the checks of options miss.
+
+    Raises:
+        UserError: it cannot be built.
+    """
+    from mmengine.config import Config
+
+    from cae_seg.engine.build import build_part, without_start_values
+    from cae_seg.engine.meta import on_meta_device
+
+    config = Config.fromstring(text, ".py")
+    with on_meta_device():
+        build_part(config, without_start_values(config.model))
 
 
 @functools.cache

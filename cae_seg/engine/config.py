@@ -11,6 +11,7 @@ from mmengine.registry import init_default_scope
 from cae_seg.config_files import find_config, named_batch_size
 from cae_seg.engine.job import Knobs
 from cae_seg.engine.knobs import apply_knobs
+from cae_seg.engine.option_values import check_values
 from cae_seg.engine.options import check_options, merge_options, unread_keys
 from cae_seg.engine.readers import OF_OLD_VERSIONS, similar_types, unknown_types
 from cae_seg.errors import UserError
@@ -64,6 +65,7 @@ def apply_options(config: Config, options: dict[str, Any], knobs: Knobs) -> Conf
     import_custom_modules(merged)
     check_types(merged)
     check_options(config, options)
+    check_values(config, options)
     config.total_batch_size = global_batch_size(config)
     apply_knobs(config, knobs)
     config = merge_options(config, options)

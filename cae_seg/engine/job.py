@@ -1,18 +1,31 @@
 """What a person asks for, as plain data: one training run, one evaluation.
 
+The fields of a job are the options of its command, with type and help: they are written here alone.
 Nothing heavy is imported here: the console script builds a job before torch is loaded, and ranks
 receive theirs as text in an environment variable.
 """
 
+import argparse
 import ast
 import dataclasses
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from cae_seg.arguments import (
+    SEED,
+    config_options,
+    number,
+    output_file,
+    output_folder,
+    whole_number,
+)
 from cae_seg.errors import UserError
 from cae_seg.run.paths import RunDir
 
+T = TypeVar("T", bound="TrainJob | EvaluateJob")
+
+RECIPE = ("changes of the recipe", "each sets every place of the config that depends on it")
 DONE, CRASHED, USER_ERROR, STOPPED = 0, 1, 2, 75
 """Exit statuses; 75 is sysexits' "try again": stopped cleanly, nothing is lost."""
 
@@ -46,56 +59,135 @@ class Knobs:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
+def _option(help_: str, *flags: str, group: tuple[str, str] | None = None, **argument: Any) -> Any:
+    """Return metadata of a field: how its option or positional argument is parsed and explained."""
+    return {"flags": flags, "group": group, "argument": {"help": help_, **argument}}
+
+
 @dataclass(frozen=True, kw_only=True)
-class TrainJob:
-    """One fine-tuning run.
+class _CommonJob:
+    """What both commands take."""
 
-    Args:
-        config: mmengine config file.
-        work_dir: resumable state of the run; belongs to one run alone.
-        out: metadata of the finished run; `work_dir/run.json` unless given.
-        name: the experiment's name in the sheet.
-        seed: decides all randomness of the run.
-        gpus: ranks on each node (with `device="cpu"`: processes on the CPU).
-        device: "auto", "cuda" or "cpu".
-        precision: "auto", "fp16", "bf16", "fp32" or "apex".
-        learning_rate: as text, replaces the config's.
-        pretrained: checkpoint of the backbone, replaces the config's.
-        data: manifest of the prepared data set.
-        deterministic: the same bits on CUDA too.
-        cfg_options: dotted config keys and their new values.
-        workers: loader processes a rank.
-        images_per_gpu: images that fit at once; more are accumulated.
-        time_budget: minutes after which the run has stopped cleanly.
-        nodes: machines, found through SLURM.
-        iterations: length of the run, replaces the config's with all that depends on it.
-        batch_size: images of an iteration over all GPUs, replaces the config's.
-        crop_size: height and width of crops and test windows, replaces the config's.
-        lock_wait: seconds to wait for another writer of `work_dir` to end; unless told, as long as
-            it takes, and half a minute in a SLURM job, which would hold its GPUs meanwhile.
-    """
+    config: Path = field(
+        metadata=_option("a path, a shipped config's stem, or mmseg::FAMILY/NAME.py", type=Path)
+    )
+    data: Path | None = field(
+        default=None,
+        metadata=_option("manifest of prepared data, replaces the config's data_root", type=Path),
+    )
+    gpus: int | None = field(
+        default=None,
+        metadata=_option(
+            "GPUs on each machine (default: 1 if there is any); with --device cpu: processes",
+            type=whole_number(1, 10_000),
+        ),
+    )
+    nodes: int = field(
+        default=1,
+        metadata=_option("machines, found through SLURM", type=whole_number(1, 10_000)),
+    )
+    device: str = field(
+        default="auto",
+        metadata=_option(
+            "cpu with --gpus N: N processes on the CPU", choices=["auto", "cuda", "cpu"]
+        ),
+    )
+    workers: int | None = field(
+        default=None,
+        metadata=_option("loader processes per rank", type=whole_number(0, 1000)),
+    )
+    name: str | None = field(default=None, metadata=_option("experiment, as the sheet names it"))
+    seed: int = field(
+        default=0, metadata=_option("of all randomness; noted in the results", type=SEED)
+    )
+    cfg_options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=_option(
+            "settings that replace those of the config, e.g. model.pretrained=FILE",
+            "--options",
+            nargs="+",
+            action="extend",
+            metavar="KEY=VALUE",
+        ),
+    )
 
-    config: Path
-    work_dir: Path
-    out: Path | None = None
-    name: str | None = None
-    seed: int = 0
-    gpus: int | None = None
-    device: str = "auto"
-    precision: str = "auto"
-    learning_rate: str | None = None
-    pretrained: Path | None = None
-    data: Path | None = None
-    deterministic: bool = False
-    cfg_options: dict[str, Any] = field(default_factory=dict)
-    workers: int | None = None
-    images_per_gpu: int | None = None
-    time_budget: float | None = None
-    nodes: int = 1
-    iterations: int | None = None
-    batch_size: int | None = None
-    crop_size: tuple[int, int] | None = None
-    lock_wait: float | None = None
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob(_CommonJob):
+    """One fine-tuning run; the metadata of each field says what it is."""
+
+    work_dir: Path = field(
+        metadata=_option(
+            "resumable state of the run, of one run alone",
+            "--work-dir",
+            type=output_folder,
+            required=True,
+        )
+    )
+    out: Path | None = field(
+        default=None,
+        metadata=_option(
+            "metadata of the finished run (default: run.json in the work dir)", type=output_file
+        ),
+    )
+    pretrained: Path | None = field(
+        default=None, metadata=_option("checkpoint of the backbone", type=Path)
+    )
+    learning_rate: str | None = field(default=None, metadata=_option("replaces the config's"))
+    precision: str = field(
+        default="auto",
+        metadata=_option(
+            "of training (default: auto)", choices=["auto", "fp16", "bf16", "fp32", "apex"]
+        ),
+    )
+    deterministic: bool = field(
+        default=False, metadata=_option("same numbers on CUDA too", action="store_true")
+    )
+    images_per_gpu: int | None = field(
+        default=None,
+        metadata=_option("images that fit at once (accumulates)", type=whole_number(1, 10_000)),
+    )
+    time_budget: float | None = field(
+        default=None,
+        metadata=_option("stop in time, resumable", type=number(0, included=False), metavar="MIN"),
+    )
+    lock_wait: float | None = field(
+        default=None,
+        metadata=_option(
+            "seconds to wait for another process using the work dir (default: forever; 30 in a "
+            "SLURM job)",
+            type=number(0),
+            metavar="SECONDS",
+        ),
+    )
+    iterations: int | None = field(
+        default=None,
+        metadata=_option(
+            "length of the run; schedules keep their shape",
+            group=RECIPE,
+            type=whole_number(1, 10**9),
+            metavar="N",
+        ),
+    )
+    batch_size: int | None = field(
+        default=None,
+        metadata=_option(
+            "images per iteration over all GPUs",
+            group=RECIPE,
+            type=whole_number(1, 10**6),
+            metavar="N",
+        ),
+    )
+    crop_size: tuple[int, int] | None = field(
+        default=None,
+        metadata=_option(
+            "of training crops and sliding test windows",
+            group=RECIPE,
+            type=whole_number(1, 100_000),
+            nargs=2,
+            metavar=("HEIGHT", "WIDTH"),
+        ),
+    )
 
     @property
     def knobs(self) -> Knobs:
@@ -109,42 +201,57 @@ class TrainJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateJob:
-    """One evaluation of fine-tuned weights on the validation images.
+class EvaluateJob(_CommonJob):
+    """One evaluation of fine-tuned weights on the validation images."""
 
-    Args:
-        config: mmengine config file of the model.
-        weights: fine-tuned checkpoint, ours or a published one.
-        data: manifest of the prepared data set.
-        gpus: ranks (with `device="cpu"`: processes on the CPU).
-        device: "auto", "cuda" or "cpu".
-        out: metrics (`.json`) or label maps (`.pkl`).
-        show_dir: folder for a painting of every prediction.
-        aug_test: average over flips and scales.
-        cfg_options: dotted config keys and their new values.
-        name: the experiment's name in the sheet.
-        seed: of the run that made the weights; noted in the metrics.
-        workers: loader processes a rank.
-    """
-
-    config: Path
-    weights: Path
-    data: Path | None = None
-    gpus: int | None = None
-    device: str = "auto"
-    out: Path | None = None
-    show_dir: Path | None = None
-    aug_test: bool = False
-    cfg_options: dict[str, Any] = field(default_factory=dict)
-    name: str | None = None
-    seed: int = 0
-    workers: int | None = None
-    nodes: int = 1
+    weights: Path = field(
+        metadata=_option("fine-tuned checkpoint, ours or a published one", type=Path)
+    )
+    aug_test: bool = field(
+        default=False, metadata=_option("flips and several scales", action="store_true")
+    )
+    out: Path | None = field(
+        default=None, metadata=_option("metrics (.json) or label maps (.pkl)", type=output_file)
+    )
+    show_dir: Path | None = field(
+        default=None,
+        metadata=_option("draw every prediction into this folder", type=output_folder),
+    )
 
     @property
     def knobs(self) -> Knobs:
         """An evaluation changes nothing in the recipe of its model."""
         return Knobs()
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type["TrainJob | EvaluateJob"]) -> None:
+    """Add an argument for each field of a job: a positional one where there is no default."""
+    groups: dict[tuple[str, str], Any] = {}
+    for job_field in dataclasses.fields(kind):
+        described = job_field.metadata
+        argument, flags, group = dict(described["argument"]), described["flags"], described["group"]
+        to: Any = parser
+        if group is not None:
+            to = groups[group] = groups.get(group) or parser.add_argument_group(*group)
+        is_optional = job_field.default is not dataclasses.MISSING or flags
+        if not is_optional:
+            to.add_argument(job_field.name, **argument)
+            continue
+        default = [] if job_field.name == "cfg_options" else job_field.default
+        names = dict.fromkeys((f"--{job_field.name.replace('_', '-')}", *flags))
+        to.add_argument(*names, dest=job_field.name, default=default, **argument)
+
+
+def job_of(kind: type[T], options: argparse.Namespace) -> T:
+    """Return the job that parsed options describe: every field has its option.
+
+    Raises:
+        UserError: a pair of `cfg_options` is malformed.
+    """
+    values = {f.name: getattr(options, f.name) for f in dataclasses.fields(kind)}
+    values["cfg_options"] = config_options(values["cfg_options"])
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return kind(**values)
 
 
 Job = TrainJob | EvaluateJob

@@ -91,6 +91,38 @@ def check_conflicts(options: Iterable[str], given: Mapping[str, Any]) -> None:
                 raise UserError(f"{key}: is replaced by --{name}; leave one of the two out")
 
 
+# Top-level keys that an evaluation reads; keys of the weights that training starts from.
+_READ_BY_EVALUATION = {
+    "acceleration",
+    "custom_imports",
+    "data_preprocessor",
+    "default_scope",
+    "env_cfg",
+    "evaluation_precision",
+    "known_keys",
+    "log_level",
+    "log_processor",
+    "model",
+    "tta_model",
+    "tta_pipeline",
+    "val_dataloader",
+    "val_evaluator",
+    "visualizer",
+}
+_START_WEIGHTS = r"model\.(pretrained|(\w+\.)?init_cfg(\..*)?)"
+
+
+def _refuse_options_of_training(options: Iterable[str]) -> None:
+    """Refuse options that an evaluation would not read.
+
+    Raises:
+        UserError: naming the key.
+    """
+    for key in options:
+        if key.split(".")[0] not in _READ_BY_EVALUATION or re.fullmatch(_START_WEIGHTS, key):
+            raise UserError(f"{key}: only training reads it; leave it out of an evaluation")
+
+
 def _check_train(job: TrainJob) -> None:
     if job.learning_rate is not None:
         parse_learning_rate(job.learning_rate)
@@ -106,6 +138,7 @@ def _check_train(job: TrainJob) -> None:
 
 def _check_evaluate(job: EvaluateJob) -> None:
     check_checkpoint(job.weights)
+    _refuse_options_of_training(job.cfg_options)
     if job.out is not None:
         if job.out.suffix not in (".json", ".pkl"):
             raise UserError(f"--out {job.out}: must end in .json (metrics) or .pkl (label maps)")

@@ -14,7 +14,6 @@ from typing import Any
 
 from cae_seg.errors import UserError
 from cae_seg.files import read_text, sha256_file
-from cae_seg.run.schemas import Metrics, RunMetadata, read_checked
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +176,8 @@ class RunDir:
         Raises:
             UserError: there is neither, or it has another shape.
         """
+        from cae_seg.run.schemas import RunMetadata, read_checked  # loads pydantic
+
         path = self.run_file if self.finished else self.work.metadata_file
         return read_checked(path, RunMetadata, "restore the file, or delete it and train again")
 
@@ -186,6 +187,8 @@ class RunDir:
         Raises:
             UserError: the file has another shape, or a score outside of 0 to 100.
         """
+        from cae_seg.run.schemas import Metrics, read_checked
+
         if not self.metrics_file.is_file():
             return None
         return read_checked(self.metrics_file, Metrics, "delete the file and evaluate again")

@@ -35,6 +35,8 @@ def sheet_of(folder: Path, **keys: object) -> Sheet:
         ({"options": {"max_iterations": 3}}, "max_iterations: .*use --iterations"),
         ({"options": {"optim_wrapper.optimizer.lr": 3}}, "is replaced by --learning-rate"),
         ({"options": {"model.pretrained": "x.pth"}}, "is replaced by --pretrained"),
+        ({"options": {"model.backbone.drop_path_rate": -1}}, "must be a finite number from 0 to 1"),
+        ({"options": {"model.backbone.num_heads": 5}}, "the model cannot be built"),
         ({"crop_size": 50}, "--crop-size 50 50: must be multiples of 16"),
         (
             {"config": "mmseg::maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512.py"},

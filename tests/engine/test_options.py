@@ -1,5 +1,6 @@
 """Options: those with an effect are accepted, all others are refused with a remedy."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from cae_seg.config_files import find_config, shipped_configs, zoo_configs
 from cae_seg.engine.config import compose, import_custom_modules, load_config, read_config
+from cae_seg.engine.option_values import wrong_values
 from cae_seg.engine.options import find_problems, unread_keys
 from cae_seg.engine.readers import TOP_LEVEL
 from cae_seg.errors import UserError
@@ -92,6 +94,33 @@ def test_options_with_an_effect_are_merged():
         assert node == value, key
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optim_wrapper.optimizer.weight_decay": -0.1}, "a finite number of at least 0"),
+        ({"optim_wrapper.optimizer.lr": math.nan}, "a number"),
+        ({"optim_wrapper.optimizer.lr": 0}, "a finite number above 0"),
+        ({"optim_wrapper.optimizer.lr": "fast"}, "a number"),
+        ({"optim_wrapper.clip_grad.max_norm": -1}, "a finite number above 0"),
+        ({"model.backbone.drop_path_rate": 1.5}, "a finite number from 0 to 1"),
+        ({"model.backbone": {"depth": 0}}, "a whole number of at least 1"),
+        ({"model.decode_head.num_classes": 1.5}, "a whole number of at least 1"),
+        ({"model.decode_head.align_corners": 1}, "True or False"),
+        ({"model.decode_head": 5}, "a mapping, given by its keys"),
+        ({"model.backbone.out_indices": "last"}, "a list"),
+        ({"train_cfg.val_interval": 0}, "a whole number of at least 1"),
+        ({"val_dataloader.batch_size": -1}, "a whole number of at least 1"),
+        ({"param_scheduler.1.eta_min": math.inf}, "a finite number of at least 0"),
+        ({"precision": "fp17"}, "one of auto, fp16, bf16, fp32, apex"),
+        ({"evaluation_precision": "int8"}, "one of fp32, fp16, bf16"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_or_out_of_range_is_refused(options, message):
+    with pytest.raises(UserError, match=f"=.*: must be {message}$") as raised:
+        load_config(BASE, options)
+    assert "\n" not in str(raised.value)
+
+
 def test_known_keys_declare_what_other_code_reads(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
@@ -154,6 +183,7 @@ def count_mistakes(name: str) -> tuple[int, list[str], list[str]]:
         if not key.split(".")[-1].isdigit()
     }
     refused = [p for p in find_problems(config, real) if not re.search(NO_EFFECT, p)]
+    refused += wrong_values(config, real)
     wrong = {misspell(key): value for key, value in real.items()}
     found = {problem.split(": ")[0] for problem in find_problems(config, wrong)}
     return len(real), refused, [key for key in wrong if key not in found]

@@ -46,7 +46,7 @@ def sincos_position_embedding(
     )
     x, y = columns.flatten()[:, None] * omega, rows.flatten()[:, None] * omega
     patches = torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
-    return torch.cat([torch.zeros(1, dim), patches])[None]
+    return torch.cat([patches.new_zeros(1, dim), patches])[None]
 
 
 def _keep_index(module: nn.Module) -> None:
@@ -167,6 +167,8 @@ class CAE(FilledFromCheckpoint, BaseModule):
         super().__init__(init_cfg)
         if not all(0 <= i < depth for i in out_indices):
             raise ValueError(f"out_indices: {out_indices} are not blocks of {depth}")
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim: {embed_dim} is not a multiple of num_heads, {num_heads}")
         self.embed_dim, self.out_indices = embed_dim, tuple(out_indices)
         self.use_checkpoint = use_checkpoint
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
