@@ -32,6 +32,7 @@ from cae_seg.engine.session import Session
 from cae_seg.engine.weights import load_weights
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, atomic_writer, sha256_file
+from cae_seg.progress import run_label
 from cae_seg.run import provenance
 from cae_seg.run.deadline import StopSignal
 
@@ -63,7 +64,7 @@ def _evaluate(job: EvaluateJob, ranks: Ranks, stop: StopSignal, folder: Path) ->
         runner.register_hook(labels)
     if job.show_dir is not None:
         runner.register_hook(PaintingHook(job.show_dir))
-    runner.register_hook(ProgressHook(job.name or ""))
+    runner.register_hook(ProgressHook(_label(job)))
     runner.test()
     if _wants_labels(job):
         _write_labels(job.out, labels, ranks)
@@ -72,11 +73,20 @@ def _evaluate(job: EvaluateJob, ranks: Ranks, stop: StopSignal, folder: Path) ->
     return DONE
 
 
+def _label(job: EvaluateJob) -> str:
+    return run_label(job.name or job.config.stem, job.seed)
+
+
 def _report(job: EvaluateJob, metrics: dict[str, Any]) -> None:
     if job.out is not None and not _wants_labels(job):
         atomic_write_json(job.out, metrics)
-    numbers = (*(metrics[key] for key in _SCORES), metrics["images"], metrics["seconds"])
-    logger.info("mIoU %.2f, mAcc %.2f, aAcc %.2f on %d images in %.0f s", *numbers)
+    numbers = (
+        _label(job),
+        *(metrics[key] for key in _SCORES),
+        metrics["images"],
+        metrics["seconds"],
+    )
+    logger.info("%s: mIoU %.2f, mAcc %.2f, aAcc %.2f on %d images in %.0f s", *numbers)
 
 
 def _wants_labels(job: EvaluateJob) -> bool:

@@ -146,8 +146,8 @@ class ExactTrainLoop(IterBasedTrainLoop):
     def _evaluate(self) -> None:
         """Evaluate, and save again where hooks have learnt from the scores.
 
-        The line in the record says whether they have: where not, a run that is killed before its
-        next checkpoint need not repeat the evaluation.
+        The line in the metrics log says whether they have: where not, a run that is killed before
+        its next checkpoint need not repeat the evaluation.
         """
         before, begin = self._hook_states.state(), time.monotonic()
         scores = self.runner.val_loop.run()

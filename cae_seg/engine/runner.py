@@ -280,7 +280,7 @@ class ExactRunner(Runner):
         return state
 
     def log_scores(self, scores: dict[str, Any], *, hooks_changed: bool) -> None:
-        """Write the scores of an evaluation to the record.
+        """Write the scores of an evaluation to the metrics log.
 
         Args:
             scores: of the evaluators.

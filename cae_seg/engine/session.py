@@ -50,7 +50,7 @@ class TrainingSession(Session):
         resume_from: the newest whole state, if there is one.
         identity: of the run, kept in its checkpoints.
         save_interval: iterations between checkpoints.
-        log_interval: iterations between lines of the record.
+        log_interval: iterations between lines of the metrics log.
     """
 
     split: BatchSplit = field(kw_only=True)

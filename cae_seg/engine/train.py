@@ -7,6 +7,7 @@ last one was stopped, killed or lost, and returns at once where the run is over.
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from cae_seg.engine.resolve import ResolvedRun, resolve_run
 from cae_seg.engine.runner import ExactRunner
 from cae_seg.engine.session import TrainingSession
 from cae_seg.errors import UserError
+from cae_seg.progress import run_label
 from cae_seg.run import provenance
 from cae_seg.run.checkpoints import Checkpoints
 from cae_seg.run.deadline import (
@@ -135,26 +137,31 @@ def _run(
     """Train from the newest state on; write the end of the run if it is reached."""
     ranks = session.ranks
     runner = ExactRunner.of(run.built, session, model, work.path)
-    runner.evaluated = ranks.tell(_evaluations_to_keep(work))
+    evaluations = ranks.ask_first(lambda: read_history(work.metrics_log).evaluations)
+    runner.evaluated = _evaluations_to_keep(evaluations)
     runner.register_hook(VisualizationHook(work.visualizations), priority="LOW")
     if ranks.first:
         _note_start(run, work, session, model, began)
-    runner.register_hook(ProgressHook(run.job.name or run.job.config.stem))
+    scored = [(i, line["mIoU"]) for i, line in evaluations.items() if "mIoU" in line]
+    runner.register_hook(ProgressHook(_label(run), scored[-1] if scored else None))
     if not _reaches_end(runner, run):
-        _note_stop(session, runner)
+        _note_stop(_label(run), session, runner)
         return STOPPED
     state = runner.weights()
     if ranks.first:
         write_end(run, work, session.metrics, state)
         session.checkpoints.remove_all()
-        logger.info("finished; weights in %s", work.weights)
+        logger.info("%s: finished; weights in %s", _label(run), work.weights)
     ranks.wait()
     return DONE
 
 
-def _evaluations_to_keep(work: WorkDir) -> set[int]:
+def _label(run: ResolvedRun) -> str:
+    return run_label(run.job.name or run.job.config.stem, run.job.seed)
+
+
+def _evaluations_to_keep(evaluations: dict[int, dict[str, Any]]) -> set[int]:
     """Return the iterations whose evaluation need not be repeated: no hook has learnt from it."""
-    evaluations = read_history(work.metrics_log).evaluations
     return {i for i, line in evaluations.items() if not line.get("hooks_changed", False)}
 
 
@@ -194,7 +201,8 @@ def _note_start(
         slurm_job_id=provenance.slurm_job(),
     )
     logger.info(
-        "%s, %s, %s: %d images an iteration = %d rank(s) x %d%s",
+        "%s: %s, %s, %s: %d images an iteration = %d rank(s) x %d%s",
+        _label(run),
         f"resuming from iteration {done}" if done else "training from the start",
         metadata["device"]["name"],
         run.precision,
@@ -205,11 +213,12 @@ def _note_start(
     )
 
 
-def _note_stop(session: TrainingSession, runner: ExactRunner) -> None:
+def _note_stop(label: str, session: TrainingSession, runner: ExactRunner) -> None:
     reason = session.stop.name or "time budget"
     session.metrics.event("stop", iteration=runner.iter, reason=reason)
     logger.info(
-        "stopped cleanly (%s) at iteration %d of %d; rerun the same command to resume",
+        "%s: stopped cleanly (%s) at iteration %d of %d; rerun the same command to resume",
+        label,
         reason,
         runner.iter,
         runner.max_iters,
