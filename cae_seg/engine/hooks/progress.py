@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -29,7 +30,7 @@ class ProgressHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Open the bar of the training."""
-        self._open(runner, f"train {self._label}", "iterations", runner.max_iters, runner.iter)
+        self._open(f"train {self._label}", "iterations", runner.max_iters, runner.iter)
 
     def after_train_iter(
         self,
@@ -50,7 +51,7 @@ class ProgressHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         """Open the bar of an evaluation."""
         images = len(runner.val_dataloader.dataset)
-        self._open(runner, f"evaluate {self._label}", "images", images)
+        self._open(f"evaluate {self._label}", "images", images)
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -68,7 +69,7 @@ class ProgressHook(Hook):
     def before_test_epoch(self, runner: Runner) -> None:
         """Open the bar of a test."""
         images = len(runner.test_dataloader.dataset)
-        self._open(runner, f"evaluate {self._label}", "images", images)
+        self._open(f"evaluate {self._label}", "images", images)
 
     after_test_iter: Callable[..., None] = after_val_iter
 
@@ -81,8 +82,8 @@ class ProgressHook(Hook):
         while self._bars:
             self._bars.popitem()[1].close()
 
-    def _open(self, runner: Runner, title: str, unit: str, total: int, done: int = 0) -> None:
-        stream = SafeStream(runner.session.ranks.first)
+    def _open(self, title: str, unit: str, total: int, done: int = 0) -> None:
+        stream = SafeStream(is_main_process())
         self._bars[unit] = progress(total, title, unit, initial=done, stream=stream)
 
     def _show_note(self, runner: Runner) -> None:
