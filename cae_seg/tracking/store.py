@@ -20,10 +20,12 @@ EXPERIMENT = "cae-seg"
 VIEW = "cae-seg"
 COLUMNS = (
     *(f"params.`{name}`" for name in ("backbone", "pretraining_epochs", "learning_rate", "seed")),
-    "metrics.`final/mIoU`",
+    "metrics.`mIoU`",
     "tags.`gpu_hours`",
 )
 LOCK_SECONDS = 600.0
+# Relative to the folder that the server is given: the store may be moved with its artifacts.
+ARTIFACTS = "mlflow-artifacts:/"
 # MLflow's own retries take many minutes; ours know how long a caller is willing to wait.
 QUIET_MLFLOW = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -166,8 +168,7 @@ def find_experiment(client: Any, uri: str) -> str:
     """Return the id of our MLflow experiment, created if need be."""
     from mlflow.exceptions import MlflowException
 
-    path = sqlite_path(uri)
-    artifacts = path.with_name("mlartifacts").absolute().as_uri() if path else None
+    artifacts = ARTIFACTS if sqlite_path(uri) else None
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
     found = client.get_experiment_by_name(name)
     if found is None:
@@ -182,11 +183,37 @@ def find_experiment(client: Any, uri: str) -> str:
     return found.experiment_id
 
 
+def open_artifacts(client: Any, uri: str, run_id: str) -> Any:
+    """Return the artifact repository of a run (MLflow's `ArtifactRepository`)."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    address = client.get_run(run_id).info.artifact_uri
+    folder = artifact_folder(uri, address)
+    return get_artifact_repository(folder.as_uri() if folder else address, tracking_uri=uri)
+
+
+def artifact_folder(uri: str, address: str) -> Path | None:
+    """Return the folder of artifacts in an embedded store; None where a server keeps them.
+
+    Args:
+        uri: of the store.
+        address: of the artifacts, as MLflow has it.
+    """
+    path = sqlite_path(uri)
+    if path is None or not address.startswith(ARTIFACTS):
+        return None
+    return _artifact_root(path) / address.removeprefix(ARTIFACTS).lstrip("/")
+
+
+def _artifact_root(path: Path) -> Path:
+    return path.with_name("mlartifacts").absolute()
+
+
 def _view() -> dict[str, str]:
     """Return the tags by which MLflow's UI shows our experiment with the columns to compare by."""
     state = {
         "searchFilter": "",
-        "orderByKey": "metrics.`final/mIoU`",
+        "orderByKey": "metrics.`mIoU`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -249,9 +276,7 @@ def ui_command(uri: str | None = None, *, port: int = 5000) -> list[str]:
     except StoreUnavailable as error:
         raise UserError(f"{redact_uri(uri)}: {error}; free or move the file") from error
     path = sqlite_path(uri)
-    root = (
-        ["--default-artifact-root", str(path.with_name("mlartifacts").absolute())] if path else []
-    )
+    root = ["--artifacts-destination", str(_artifact_root(path))] if path else []
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     # `env` and not our own environment, because the command outlives this process.
     quiet = ["env", "MLFLOW_DISABLE_TELEMETRY=true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"]

@@ -44,6 +44,7 @@ from cae_seg.tracking.store import (
     find_experiment,
     is_server,
     make_client,
+    open_artifacts,
     reaching_mlflow,
     tracking_uri,
 )
@@ -328,13 +329,17 @@ class RunSync:
             weights = self.run.work.weights
             if self.run.finished and weights.is_file():
                 write_model(weights, Path(folder) / NAME)
-            self._client.log_artifacts(self.run_id, folder)
+            self._artifacts().log_artifacts(folder)
+
+    def _artifacts(self) -> Any:
+        """Return where MLflow keeps this run's files."""
+        return open_artifacts(self._client, self.uri, self.run_id)
 
     def _send_visualizations(self) -> None:
         for name, path in artifacts.visualizations(self.run).items():
             if name not in self._visualizations:
                 folder = str(Path("visualizations", name).parent)
-                self._client.log_artifact(self.run_id, str(path), folder)
+                self._artifacts().log_artifact(str(path), folder)
                 self._visualizations.add(name)
 
 
