@@ -45,7 +45,7 @@ class MetricsLogger:
             return
         line = json.dumps({"kind": kind, "time": time.time(), **_plain(values)}) + "\n"
         try:
-            # Opened anew each time: the file may be moved away or restored under a long run.
+            # Opened each time: the file may be moved away or restored under a long run.
             with open(self._path, "ab") as stream:
                 if self._failing:
                     stream.write(b"\n")
