@@ -57,7 +57,8 @@ def check_rows(sheet: Sheet) -> int:
 def _check_row(row: Experiment) -> None:
     from cae_seg.engine.config import apply_options
 
-    given = {"learning_rate": row.learning_rate, "pretrained": row.checkpoint, "data": "manifest"}
+    given = {"learning_rate": row.learning_rate, "data": "manifest"}
+    given |= {"pretrained": row.checkpoint if row.has_checkpoint else None}
     given |= {"precision": row.precision, "batch_size": row.batch_size}
     changes = row.model_options | row.options
     check_conflicts(changes, given)
