@@ -56,6 +56,16 @@ def train_line(iteration: int, *, late: float = 0.0) -> dict[str, Any]:
     }
 
 
+def system_line(iteration: int) -> dict[str, Any]:
+    time = BEGUN + SECONDS_AN_ITERATION * iteration
+    return {
+        "kind": "system",
+        "iteration": iteration,
+        "time": time,
+        "cpu_utilization_percentage": 75.0,
+    }
+
+
 def eval_line(iteration: int, miou: float) -> dict[str, Any]:
     return {
         "kind": "eval",

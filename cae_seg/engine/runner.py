@@ -24,6 +24,7 @@ import cae_seg.engine.hooks.runtime_info  # noqa: F401  (registers it)
 from cae_seg.data.sampling import IterationSampler, SeededDataset
 from cae_seg.engine.build import seed_all
 from cae_seg.engine.hooks.metrics import MetricsHook
+from cae_seg.engine.hooks.system_metrics import SystemMetricsHook
 from cae_seg.engine.loops import ExactTestLoop, ExactTrainLoop, ExactValLoop
 from cae_seg.engine.precision import wrap_optimizer
 from cae_seg.engine.session import Session, TrainingSession
@@ -216,6 +217,7 @@ class ExactRunner(Runner):
         super().register_default_hooks(hooks)
         if isinstance(self.session, TrainingSession):
             self.register_hook(MetricsHook(self.session.log_interval))
+            self.register_hook(SystemMetricsHook())
 
     # State
 

@@ -30,20 +30,23 @@ class MetricsHistory:
     Attributes:
         train: iteration → losses, learning rate, speed; in order of iteration.
         evaluations: iteration → mIoU, mAcc, aAcc in percent; in order of iteration.
+        system: iteration → load of CPU, memory, disk, network, GPUs; in order of iteration.
         events: start, resume, checkpoint, stop, finish, warning; in order of time.
         begun: Unix time of the very first line, which stays through every resume.
     """
 
     train: dict[int, dict[str, Any]] = field(default_factory=dict)
     evaluations: dict[int, dict[str, Any]] = field(default_factory=dict)
+    system: dict[int, dict[str, Any]] = field(default_factory=dict)
     events: list[dict[str, Any]] = field(default_factory=list)
     begun: float | None = None
 
     @property
     def last_time(self) -> float | None:
         """Unix time of the youngest line."""
-        times = [line["time"] for line in (*self.train.values(), *self.evaluations.values())]
-        return max([*times, *(event["time"] for event in self.events)], default=None)
+        kinds = (self.train, self.evaluations, self.system)
+        lines = [*self.events, *(line for kind in kinds for line in kind.values())]
+        return max((line["time"] for line in lines), default=None)
 
 
 def read_history(path: Path) -> MetricsHistory:
@@ -51,16 +54,16 @@ def read_history(path: Path) -> MetricsHistory:
 
     Lines torn by a crash are skipped, wherever they are: a resumed run appends after them.
     """
-    train, evaluations, events, begun = {}, {}, [], None
+    by_kind: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "eval": {}, "system": {}}
+    events, begun = [], None
     for line in _lines(path):
         begun = line["time"] if begun is None else begun
         if line["kind"] == "event":
             events.append(line)
         else:
-            (train if line["kind"] == "train" else evaluations)[line["iteration"]] = line
-    return MetricsHistory(
-        dict(sorted(train.items())), dict(sorted(evaluations.items())), events, begun
-    )
+            by_kind[line["kind"]][line["iteration"]] = line
+    train, evaluations, system = (dict(sorted(lines.items())) for lines in by_kind.values())
+    return MetricsHistory(train, evaluations, system, events, begun)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -82,7 +85,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _is_line(value: dict[str, Any]) -> bool:
     """Say whether an object has what every line of its kind has."""
-    needed = {"event": ("event", str), "train": ("iteration", int), "eval": ("iteration", int)}
+    counted = dict.fromkeys(("train", "eval", "system"), ("iteration", int))
+    needed = {"event": ("event", str), **counted}
     kind = value.get("kind")
     if not isinstance(kind, str) or kind not in needed:
         return False

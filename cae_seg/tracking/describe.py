@@ -45,6 +45,8 @@ def curve_points(history: MetricsHistory) -> list[Point]:
         points += [_point(key, line[name], line["time"], iteration) for key, name in names]
     for iteration, line in history.evaluations.items():
         points += [_point(n, line[n], line["time"], iteration) for n in SCORES if n in line]
+    for iteration, line in history.system.items():
+        points += [_point(f"system/{n}", line[n], line["time"], iteration) for n in _numbers(line)]
     return sorted(points, key=lambda point: (point.step, point.time))
 
 
@@ -62,11 +64,14 @@ def _point(key: str, value: float, seconds: float, step: int) -> Point:
 def final_points(
     metadata: dict[str, Any], metrics: dict[str, Any] | None, time: int
 ) -> list[Point]:
-    """Return the scores of the final weights, which are those of the results table."""
+    """Return the scores of the final weights, which are those of the results table.
+
+    They end the curves of the evaluations during training: MLflow shows the last value.
+    """
     if metrics is None:
         return []
     step = metadata["iterations"]
-    return [Point(f"final/{name}", float(metrics[name]), time, step) for name in SCORES]
+    return [Point(name, float(metrics[name]), time, step) for name in SCORES]
 
 
 def run_name(metadata: dict[str, Any]) -> str:

@@ -20,7 +20,6 @@ from cae_seg.tracking.sync import RunSync, retry
 
 LONGEST_PAUSE = 300.0
 FINAL_FLUSH_SECONDS = 20.0
-SYSTEM_SECONDS = 30.0
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,6 @@ class _Stream:
     def __init__(self, path: Path, sheet: Path | None, uri: str) -> None:
         self._path, self._sheet, self._uri = path, sheet, uri
         self._sync: RunSync | None = None
-        self._system: Any = None
         self._warned = False
         self._sent = 0
 
@@ -123,7 +121,6 @@ class _Stream:
         except StoreUnavailable as error:
             self._warn(error)
             return False
-        self._watch_system()
         return True
 
     def _labels(self, metadata: dict[str, Any]) -> dict[str, Any]:
@@ -139,25 +136,9 @@ class _Stream:
             logger.warning("%s is away (%s); training goes on, I keep trying", uri, error)
         self._warned = True
 
-    def _watch_system(self) -> None:
-        """Let MLflow sample CPU, memory, disk, network and GPUs; its thread ends at any error."""
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        thread = self._system and self._system._process
-        if thread is None or not thread.is_alive():
-            self._system = SystemMetricsMonitor(
-                self._sync.run_id,
-                sampling_interval=SYSTEM_SECONDS,
-                resume_logging=True,
-                tracking_uri=self._uri,
-            )
-            self._system.start()
-
     def end(self) -> dict[str, Any]:
         """Try for a short while to send the rest."""
         run = open_run(self._path)
-        if self._system is not None:
-            self._system.finish()
         if not run.exists:
             return {"delivered": True, "points_sent": 0}
         try:

@@ -6,9 +6,12 @@ from typing import Any
 from cae_seg.errors import UserError
 from cae_seg.tracking.store import (
     StoreUnavailable,
+    artifact_folder,
     ensure_store,
+    make_client,
     quieten_mlflow,
     reaching_mlflow,
+    sqlite_path,
     tracking_uri,
 )
 
@@ -53,10 +56,25 @@ def fetch_weights(address: str) -> Path:
             import mlflow
 
             mlflow.set_tracking_uri(uri)
-            folder = Path(mlflow.artifacts.download_artifacts(address))
+            folder = _embedded(address, uri)
+            folder = folder or Path(mlflow.artifacts.download_artifacts(address))
     except StoreUnavailable as error:
         raise UserError(f"{address}: {error}; check MLFLOW_TRACKING_URI") from error
     found = sorted(folder.rglob("*.pth")) if folder.is_dir() else [folder]
     if not found:
         raise UserError(f"{address}: contains no weights; name the model of a run, runs:/ID/model")
     return found[0]
+
+
+def _embedded(address: str, uri: str) -> Path | None:
+    """Return the folder of a model in an embedded store; None where a server keeps it."""
+    if sqlite_path(uri) is None:
+        return None
+    client = make_client(uri)
+    if address.startswith("models:/"):
+        name, version = address.removeprefix("models:/").rsplit("/", 1)
+        address = client.get_model_version_download_uri(name, version)
+    if address.startswith("runs:/"):
+        run_id, _, path = address.removeprefix("runs:/").partition("/")
+        address = f"{client.get_run(run_id).info.artifact_uri}/{path}"
+    return artifact_folder(uri, address)

@@ -150,6 +150,13 @@ def test_other_recipe_moves_the_state_aside(make_job, copied):
     assert json.loads(job.out.read_text())["learning_rate"] == 2e-3
 
 
+def test_the_load_of_the_machine_is_recorded(undisturbed):
+    (line,) = read_history(undisturbed.work_dir / "metrics.jsonl").system.values()
+    assert line["iteration"] == 1
+    assert 0 <= line["cpu_utilization_percentage"] <= 100
+    assert line["system_memory_usage_megabytes"] > 100
+
+
 def test_micro_batches_are_recorded(make_job):
     job = make_job("micro", iterations=2, images_per_gpu=5)
     assert launch_train(job) == DONE

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -19,6 +20,7 @@ from fake_runs import (
     make_run,
     record_lines,
     start_run,
+    system_line,
     write_lines,
 )
 from tracked import active_runs, answer, assert_whole, only_run
@@ -74,16 +76,16 @@ def _quick_retries_until_delivered(monkeypatch):
     monkeypatch.setattr("cae_seg.tracking.live.FINAL_FLUSH_SECONDS", WAIT_SECONDS)
 
 
-def test_a_run_is_streamed_while_it_trains(begun, server, monkeypatch):
-    monkeypatch.setattr("cae_seg.tracking.live.SYSTEM_SECONDS", 0.5)
+def test_a_run_is_streamed_while_it_trains(begun, server):
     uri = server.uri
     follower = Follower(begun / "work", uri)
     log_between(begun, 0, 50)
     wait_until("the first score has arrived", lambda: steps(uri, "mIoU") == [50])
     assert only_run(uri).info.status == "RUNNING"
+    write_lines(begun / "work" / "metrics.jsonl", [system_line(1), system_line(50)])
     wait_until(
         "system metrics have arrived",
-        lambda: "system/cpu_utilization_percentage" in only_run(uri).data.metrics,
+        lambda: steps(uri, "system/cpu_utilization_percentage") == [1, 50],
     )
     log_between(begun, 50, 100)
     wait_until("both scores have arrived", lambda: steps(uri, "mIoU") == [50, 100])
@@ -219,7 +221,7 @@ def test_the_follower_ends_when_the_training_is_killed(begun, monkeypatch):
     )
 
 
-def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch):
+def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch, caplog):
     run = make_run(tmp_path / "results" / "row" / "seed_0")
     holder = sqlite3.connect(tmp_path / "results" / "mlflow.db")
     holder.execute("BEGIN EXCLUSIVE")
@@ -237,6 +239,7 @@ def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch):
     assert track(run, uri=store)["delivered"]
     assert len(failures) == 1
     assert "locked" in failures[0]
+    assert re.search(r"locked.*; trying again for \d+ s at most", caplog.text)
     assert_whole(store, only_run(store))
 
 

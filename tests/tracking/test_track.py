@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 import sqlite3
 
 import pytest
@@ -19,6 +20,7 @@ from tracked import active_runs, answer, artifact_names, assert_whole, only_run
 
 from cae_seg.errors import UserError
 from cae_seg.tracking import ensure_store, track, tracking_uri
+from cae_seg.tracking.models import fetch_weights
 
 
 @pytest.fixture
@@ -36,7 +38,8 @@ def test_a_run_arrives_whole(run, store):
     assert found.info.status == "FINISHED"
     assert found.info.start_time == BEGUN * 1000
     assert found.info.end_time == (BEGUN + 101) * 1000
-    assert found.data.metrics["final/mIoU"] == 48.0
+    assert found.data.metrics["mIoU"] == 48.0
+    assert not any(name.startswith("final/") for name in found.data.metrics)
 
 
 def test_what_decides_a_run_is_a_parameter_and_what_carried_it_a_tag(run, store):
@@ -177,7 +180,7 @@ def test_a_run_trained_again_takes_the_place_of_the_old_one(run, store):
     second = track(run, uri=store)["run_id"]
     assert second != first
     found = only_run(store)
-    assert found.data.metrics["final/mIoU"] == 50.0
+    assert found.data.metrics["mIoU"] == 50.0
     assert tracked.curve(store, found, "mIoU") == tracked.expected("mIoU", lines)
 
 
@@ -188,8 +191,10 @@ def test_a_run_whose_work_is_gone_is_still_the_same_run(run, store):
     evaluate_run(run, miou=47.5)
     assert track(run, uri=store)["run_id"] == first
     found = only_run(store)
-    assert found.data.metrics["final/mIoU"] == 47.5
-    assert_whole(store, found)
+    assert found.data.metrics["mIoU"] == 47.5
+    *during, last = tracked.curve(store, found, "mIoU")
+    assert during == tracked.expected("mIoU", record_lines(200))
+    assert (last[0], last[2]) == (200, 47.5)
 
 
 def test_the_same_recipe_under_two_names_or_seeds_is_two_runs(tmp_path, store):
@@ -271,3 +276,18 @@ def test_an_old_store_is_kept_when_it_is_upgraded(store, run, tmp_path):
     ensure_store(store)
     assert not (tmp_path / "results" / "mlflow.db.before-upgrade").exists()
     assert_whole(store, only_run(store))
+
+
+def test_a_copied_store_is_read_and_written_in_its_new_place(run, store, tmp_path, monkeypatch):
+    first = track(run, uri=store)["run_id"]
+    shutil.copytree(tmp_path / "results", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "results" / "mlartifacts")
+    moved = f"sqlite:///{tmp_path / 'copy' / 'mlflow.db'}"
+    assert "run.json" in artifact_names(moved, only_run(moved))
+    evaluate_run(run, miou=49.0)
+    assert track(run, uri=moved)["run_id"] == first
+    metrics = tmp_path / "copy" / "mlartifacts" / first / "artifacts" / "metrics.json"
+    assert json.loads(metrics.read_text())["mIoU"] == 49.0
+    assert not (tmp_path / "results" / "mlartifacts").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", moved)
+    assert fetch_weights(f"runs:/{first}/model").is_relative_to(tmp_path / "copy")

@@ -7,6 +7,8 @@ from typing import Any
 
 from fake_runs import record_lines
 
+from cae_seg.tracking.store import open_artifacts
+
 CURVES = {"train/loss": "loss", "train/learning_rate": "lr", "mIoU": "mIoU", "aAcc": "aAcc"}
 
 
@@ -59,7 +61,7 @@ def assert_whole(uri: str, run: Any, upto: int = 200, *, miou: float = 48.0) -> 
 def artifact_names(uri: str, run: Any, folder: str | None = None) -> set[str]:
     """Return the paths of all files shown beside a run."""
     names = set()
-    for entry in client(uri).list_artifacts(run.info.run_id, folder):
+    for entry in open_artifacts(client(uri), uri, run.info.run_id).list_artifacts(folder):
         names |= artifact_names(uri, run, entry.path) if entry.is_dir else {entry.path}
     return names
 
