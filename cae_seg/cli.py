@@ -19,6 +19,7 @@ from cae_seg.arguments import (
     SEED,
     choices,
     config_options,
+    number,
     output_file,
     output_folder,
     whole_number,
@@ -70,7 +71,7 @@ def _flush(code: int) -> int:
     except OSError as error:
         # Python would try again, and complain, when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # The reader of our output went away (`cae-seg table | head`): nothing left to say.
+        # The reader of our output went away (`cae-seg table | head`): nothing left to print.
         if code or isinstance(error, BrokenPipeError):
             return code
         _print_error(f"standard output: cannot be written ({error.strerror}); make room for it")
@@ -86,7 +87,7 @@ def _run_once(options: argparse.Namespace) -> int | None:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    """Run one command; the one place that catches what nobody foresaw."""
+    """Run one command; the one place that catches unforeseen errors."""
     options, unknown = build_parser().parse_known_args(arguments)
     if unknown:
         raise UserError(f"unrecognised {unknown[0]!r}{_nearest_option(unknown[0], options.parser)}")
@@ -473,7 +474,7 @@ def _add_sheet_option(parser: argparse.ArgumentParser) -> None:
         "--sheet",
         type=Path,
         nargs="+",
-        default=[SHEET],
+        action="extend",
         help=f"one or several, joined (default: {SHEET})",
     )
 
@@ -482,8 +483,9 @@ def _table(options: argparse.Namespace) -> None:
     from cae_seg.results.table import write_table
     from cae_seg.run.provenance import code_fingerprint
 
+    sheets = options.sheet or [SHEET]
     text = write_table(
-        options.sheet,
+        sheets,
         out=options.out,
         csv=options.csv,
         partial=options.partial,
@@ -495,7 +497,7 @@ def _table(options: argparse.Namespace) -> None:
         from cae_seg.results.report_pages import write_page, write_run_pages
 
         write_page("Results", text, options.pages / "table.html")
-        write_run_pages(options.sheet, options.pages / "runs")
+        write_run_pages(sheets, options.pages / "runs")
     if options.out is None:
         print(text)
 
@@ -513,9 +515,10 @@ def _figures(options: argparse.Namespace) -> None:
     from cae_seg.results.claim_page import write_claim
     from cae_seg.results.figures import write_figures
 
-    write_figures(options.sheet, options.out, paper=options.paper)
+    sheets = options.sheet or [SHEET]
+    write_figures(sheets, options.out, paper=options.paper)
     if options.claim:
-        write_claim(options.sheet, options.claim)
+        write_claim(sheets, options.claim)
     if options.claim and options.pages:
         from cae_seg.results.report_pages import write_page
 
@@ -528,7 +531,7 @@ def _add_status(commands: Any) -> None:
     parser.add_argument("--format", choices=["text", "json"], default="text")
     parser.add_argument(
         "--watch",
-        type=float,
+        type=number(0.1),
         nargs="?",
         const=5.0,
         metavar="SECONDS",
@@ -540,7 +543,7 @@ def _status(options: argparse.Namespace) -> None:
     from cae_seg.results.status import write_status
 
     while True:
-        text = write_status(options.sheet, format=options.format)
+        text = write_status(options.sheet or [SHEET], format=options.format)
         # Cursor home, then clear what was below it: no flicker and no scrolling.
         in_place = options.watch is not None and sys.stdout.isatty()
         print(f"\x1b[H\x1b[J{text}" if in_place else text, flush=True)

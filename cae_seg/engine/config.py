@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
-from cae_seg.config_files import find_config, named_batch_size
+from cae_seg.config_files import ZOO_PREFIX, find_config, named_batch_size, shipped_configs
 from cae_seg.engine.job import Knobs
 from cae_seg.engine.knobs import apply_knobs
 from cae_seg.engine.option_values import check_values
@@ -81,8 +81,6 @@ def read_config(path: Path) -> Config:
     """
     try:
         config = Config.fromfile(path, import_custom_modules=False)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # a config is a program: it may raise anything, SystemExit too
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
     if "model" not in config:
@@ -109,7 +107,7 @@ def import_custom_modules(config: Config) -> None:
         except ImportError as error:
             if not wanted.get("allow_failed_imports", False):
                 raise UserError(_cannot_import(config, module, error)) from error
-        except Exception as error:  # a module may raise anything when it is imported
+        except BaseException as error:  # a module may raise anything when it is imported
             reason = f"{module} cannot be imported ({one_line(error)})"
             raise UserError(f"{config.filename}: custom_imports: {reason}") from error
     with suppress_import_output():
@@ -166,12 +164,20 @@ def compose(config: Config, options: dict[str, Any]) -> None:
     Raises:
         UserError: no such model or head, or a head that the backbone cannot feed.
     """
-    from cae_seg.models.compose import compose_model, take_choice
+    from cae_seg.models.compose import HEADS, compose_model, take_choice
 
     choice = take_choice(config.model) | take_choice(options, "model.")
+    head = choice.get("head")
+    if isinstance(head, str) and head not in HEADS and _is_config(head):
+        choice["head"] = read_config(find_config(head)).model.to_dict()
     if choice:
         import_custom_modules(config)
         config.model = ConfigDict(compose_model(config.model.to_dict(), **choice))
+
+
+def _is_config(name: str) -> bool:
+    """Tell whether a name is that of a config; mistyped heads are not looked for as files."""
+    return name.endswith(".py") or name.startswith(ZOO_PREFIX) or name in shipped_configs()
 
 
 def global_batch_size(config: Config) -> int:
@@ -190,7 +196,10 @@ def global_batch_size(config: Config) -> int:
 
 def one_line(error: BaseException) -> str:
     """Return the message of an exception in one line, or its type where it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    message, kind = " ".join(str(error).split())[:200], type(error).__name__
+    if not message or isinstance(error, Exception):
+        return message or kind
+    return f"{kind}: {message}"  # sys.exit(0) says "0" only
 
 
 def _cannot_import(config: Config, module: str, error: ImportError) -> str:

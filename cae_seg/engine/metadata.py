@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Any
 
 import torch
+from mmengine.config import Config
+from mmengine.dist import get_world_size
 from torch import nn
 
 from cae_seg.engine.config_text import config_text
-from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.resolve import ResolvedRun
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, atomic_write_text, atomic_writer, sha256_file
@@ -26,10 +27,10 @@ _SCORES = ("mIoU", "mAcc", "aAcc")
 
 
 def write_start(
-    run: ResolvedRun, work: WorkDir, model: nn.Module, ranks: Ranks, began: float
+    run: ResolvedRun, work: WorkDir, model: nn.Module, device: torch.device, began: float
 ) -> dict[str, Any]:
     """Write what is about to be trained, with what; return it."""
-    metadata = _metadata(run, work.metadata() or {}, model, ranks, began)
+    metadata = _metadata(run, work.metadata() or {}, model, device, began)
     work.write_metadata(metadata)
     try:
         atomic_write_text(work.config, config_text(run.config))
@@ -85,7 +86,7 @@ def export_outputs(run: ResolvedRun, work: WorkDir, summary: dict[str, Any]) -> 
 
 
 def _metadata(
-    run: ResolvedRun, before: dict[str, Any], model: nn.Module, ranks: Ranks, began: float
+    run: ResolvedRun, before: dict[str, Any], model: nn.Module, device: torch.device, began: float
 ) -> dict[str, Any]:
     job_id = provenance.slurm_job()
     jobs = before.get("slurm_job_ids", [])
@@ -98,7 +99,7 @@ def _metadata(
         **_recipe(run),
         "precision": run.precision,
         "deterministic": run.job.deterministic,
-        "device": provenance.device_info(ranks.device.type, ranks.world),
+        "device": provenance.device_info(device.type, get_world_size()),
         "threads": torch.get_num_threads(),
         "batch": run.split.as_dict(),
         "accelerations": run.accelerations,
@@ -120,7 +121,26 @@ def _recipe(run: ResolvedRun) -> dict[str, Any]:
         "layer_decay": (optimiser.get("paramwise_cfg") or {}).get("layer_decay_rate"),
         "drop_path": run.config.model.get("backbone", {}).get("drop_path_rate"),
         "iterations": run.config.train_cfg.max_iters,
+        "crop": _crop(run.config),
+        "normalisation": _normalisation(run.config),
     }
+
+
+def _crop(config: Config) -> list[int] | None:
+    """Return height and width of training images, as the preprocessor pads them."""
+    size = _preprocessor(config).get("size")
+    return None if size is None else [size, size] if isinstance(size, int) else list(size)
+
+
+def _normalisation(config: Config) -> dict[str, list[float]] | None:
+    node = _preprocessor(config)
+    if node.get("mean") is None or node.get("std") is None:
+        return None
+    return {name: [float(value) for value in node[name]] for name in ("mean", "std")}
+
+
+def _preprocessor(config: Config) -> dict[str, Any]:
+    return config.model.get("data_preprocessor") or config.get("data_preprocessor") or {}
 
 
 def _checkpoint(

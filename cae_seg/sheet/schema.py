@@ -7,6 +7,7 @@ from them by `python workflow/schemas/generate.py`.
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -60,6 +61,17 @@ TIMM_RECIPES = {
     True: "linear_timm_512_slide_40k_ade20k",
 }
 """The config of rows with a timm model, by whether its weights are frozen."""
+
+HEAD_LABELS = {
+    "upernet": "UperNet",
+    "linear": "linear",
+    "linear_4": "linear, 4 taps",
+    "setr_naive": "SETR Naive",
+    "setr_pup": "SETR PUP",
+    "setr_mla": "SETR MLA",
+    "fcn": "FCN",
+}
+"""How a table calls the heads, by the names that sheets and configs have for them."""
 
 BUILT_BY_CONFIG = {
     r"_(cae|caev2|beit|mae|ibot|deit)_base_|_dinov[23]_base_": "ViT-B",
@@ -276,9 +288,12 @@ class Settings(_Strict):
         default=None,
         description="timm model, with or without a tag, that replaces the config's backbone",
     )
-    head: (
-        Literal["upernet", "linear", "linear_4", "setr_naive", "setr_pup", "setr_mla", "fcn"] | None
-    ) = Field(default=None, description="head that replaces the config's; upernet for a timm model")
+    head: FileName | None = Field(
+        default=None,
+        description="head that replaces the config's: `upernet`, `linear`, `linear_4`, "
+        "`setr_naive`, `setr_pup`, `setr_mla`, `fcn`, or a config whose head and neck are taken; "
+        "upernet for a timm model",
+    )
     frozen: StrictBool = Field(
         default=False, description="train neck and head only; the backbone keeps its weights"
     )
@@ -310,6 +325,10 @@ class Settings(_Strict):
         default=None,
         description="data set, by its name under `datasets`; the sheet's `data` unless set",
     )
+    aug_test: StrictBool = Field(
+        default=False,
+        description="evaluate with flips and several scales too, for a column of its own",
+    )
     class_weights: (
         Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] | None
     ) = Field(default=None, description="weights of the classes in the loss, one for each")
@@ -324,7 +343,8 @@ class Experiment(Settings):
     backbone: Backbone = Field(description="the backbone, as the table names it")
     pretraining_epochs: Epochs = Field(description="length of the pretraining, epochs")
     checkpoint: Checkpoint = Field(
-        description="pretrained checkpoint: path, URL, or hf:OWNER/NAME of the Hugging Face hub"
+        description="pretrained checkpoint: path, URL, or hf:OWNER/NAME of the Hugging Face hub; "
+        "none to train from random weights"
     )
     checkpoint_sha256: Sha256 | None = Field(
         default=None, description="SHA-256 that the checkpoint must have (64 hex digits)"
@@ -340,6 +360,9 @@ class Experiment(Settings):
     )
     published_miou: Percent | None = Field(
         default=None, description="published mIoU to compare with, percent"
+    )
+    published_miou_multi_scale: Percent | None = Field(
+        default=None, description="published mIoU with flips and several scales, percent"
     )
 
     @property
@@ -368,19 +391,37 @@ class Experiment(Settings):
         choice = {"timm": self.timm, "head": self.head, "frozen": self.frozen or None}
         if self.class_weights is not None:
             choice["class_weights"] = str(list(self.class_weights)).replace(" ", "")
+        choice["pretrained"] = None if self.has_checkpoint else "None"
         return {f"model.{key}": str(value) for key, value in choice.items() if value is not None}
 
     @property
+    def head_label(self) -> str:
+        """The head as a table names it: the row's, or what the name of its config begins with."""
+        name = self.head or ("linear" if self.timm and self.frozen and not self.config else None)
+        stem = self.stem
+        if name is None:
+            known = (head for head in HEAD_LABELS if f"{stem}_".startswith(f"{head}_"))
+            name = max(known, key=len, default=re.split(r"[_-]", stem)[0])
+        return HEAD_LABELS.get(name, Path(name).stem)
+
+    @property
     def recipe_changes(self) -> str:
-        """What the row changes in its recipe besides the learning rate, as text."""
+        """What the row changes in its recipe besides learning rate, backbone and head, as text."""
         knobs = ("iterations", "batch_size", "crop_size")
-        values = {key: getattr(self, key) for key in knobs} | self.model_options | self.options
+        values = {key: getattr(self, key) for key in knobs} | self.options
+        if self.class_weights is not None:
+            values["class_weights"] = " ".join(f"{weight:g}" for weight in self.class_weights)
         texts = {
             key: " x ".join(str(part) for part in value) if isinstance(value, tuple) else value
             for key, value in values.items()
             if value is not None
         }
         return ", ".join(f"{key} {value}" for key, value in texts.items())
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the backbone starts from a checkpoint, not from random weights."""
+        return self.checkpoint != "none"
 
     @property
     def checkpoint_is_url(self) -> bool:

@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -106,14 +107,14 @@ def test_a_server_that_dies_in_the_middle_misses_nothing(begun, mortal_server, c
         wait_until("6 points", lambda: len(steps(uri)) == 6)
         mortal_server.kill()
         log_between(begun, 60, 130)
-        wait_until("the outage is noticed", lambda: "is away" in caplog.text)
+        wait_until("the outage is noticed", lambda: "is unreachable" in caplog.text)
         mortal_server.start()
         wait_until("13 points", lambda: len(steps(uri)) == 13)
         mortal_server.kill()
         log_between(begun, 130, 150)
         mortal_server.start()
         wait_until("15 points", lambda: len(steps(uri)) == 15)
-    assert caplog.text.count("is away") == 1
+    assert caplog.text.count("is unreachable") == 1
     assert follower.end()["delivered"]
     log_between(begun, 150, 200)
     finish_run(begun, lines=False)
@@ -125,7 +126,7 @@ def test_a_server_that_comes_late_gets_everything(begun, mortal_server, caplog):
     with caplog.at_level(logging.WARNING, "cae_seg"):
         follower = Follower(begun, mortal_server.uri)
         log_between(begun, 0, 100)
-        wait_until("the outage is noticed", lambda: "is away" in caplog.text)
+        wait_until("the outage is noticed", lambda: "is unreachable" in caplog.text)
     mortal_server.start()
     wait_until("10 points", lambda: len(steps(mortal_server.uri)) == 10)
     follower.end()
@@ -220,7 +221,7 @@ def test_the_follower_ends_when_the_training_is_killed(begun, monkeypatch):
     )
 
 
-def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch):
+def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch, caplog):
     run = make_run(tmp_path / "results" / "row" / "seed_0")
     holder = sqlite3.connect(tmp_path / "results" / "mlflow.db")
     holder.execute("BEGIN EXCLUSIVE")
@@ -238,6 +239,7 @@ def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch):
     assert track(run, uri=store)["delivered"]
     assert len(failures) == 1
     assert "locked" in failures[0]
+    assert re.search(r"locked.*; trying again for \d+ s at most", caplog.text)
     assert_whole(store, only_run(store))
 
 

@@ -98,12 +98,18 @@ def inspection(found: Experiment) -> str:
     return f"{stem}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
 
-CHECKPOINTS = {inspection(found): found for found in SHEET.experiments}
+CHECKPOINTS = {inspection(found): found for found in SHEET.experiments if found.has_checkpoint}
 
 
-def inspected(wildcards) -> str:
-    """Return the inspection that a run needs."""
-    return f"<results>/checkpoints/{inspection(row(wildcards))}.json"
+def inspected(wildcards) -> list[str]:
+    """Return the inspection that a run needs; none where it starts from random weights."""
+    found = row(wildcards)
+    return [f"<results>/checkpoints/{inspection(found)}.json"] if found.has_checkpoint else []
+
+
+def pretrained(wildcards, input) -> list[str]:
+    """Return the option that names the inspected checkpoint, if there is one."""
+    return [f"--pretrained={file}" for file in input.get("checkpoint", [])]
 
 
 def model_options(wildcards) -> list[str]:
@@ -265,6 +271,16 @@ def tracking_retry_token(wildcards) -> str:
     if not file.is_file() or read_json(file).get("delivered", True):
         return "nothing"
     return f"offered at {file.stat().st_mtime_ns}"
+
+
+def augmented_runs() -> list[str]:
+    """Return the evaluations with flips and several scales that rows ask for."""
+    return [
+        str(RunDir(SHEET.run_dir(found.name, seed)).augmented_file)
+        for found in SHEET.experiments
+        if found.aug_test
+        for seed in found.seeds
+    ]
 
 
 def sheet_input(wildcards) -> str:
