@@ -36,10 +36,10 @@ def url_name(url: str) -> str:
 
 
 def download(url: str, target: Path, *, sha256: str | None = None) -> Path:
-    """Fetch `url` to `target`; go on where an earlier try stopped.
+    """Fetch `url` to `target`; resume where an earlier try stopped.
 
-    What has arrived lies in `<target>.part` until it is whole and, where `sha256` is given, until
-    it hashes to that. A file that changed on the server meanwhile is fetched again.
+    What has arrived is kept in `<target>.part` until it is whole and, where `sha256` is given,
+    until it hashes to that. A file that changed on the server meanwhile is fetched again.
 
     `${NAME}` in the address stands for an environment variable, so that no secret has to be
     written into a sheet; user names and passwords are taken from `~/.netrc`.
@@ -162,7 +162,7 @@ def _remember(validator: Path, answer: requests.Response) -> None:
     tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
     if tag and not tag.startswith("W/"):
         validator.write_text(tag)
-    else:  # without a strong mark two versions could be mixed: begin anew next time
+    else:  # without a strong mark two versions could be mixed: start over next time
         validator.unlink(missing_ok=True)
 
 
