@@ -4,6 +4,7 @@ Heavy imports stay inside the functions that need them, so that `--help` answers
 """
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 DATA = Path("data/ade20k/manifest.json")
 SHEET = Path("config/published.yaml")
+
+
+# Errors of the file system that a path given by the user causes.
+_OF_PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,9 +102,19 @@ def _run(arguments: Sequence[str] | None) -> int:
             return run(options) or 0
     except (UserError, BrokenPipeError):
         raise
+    except OSError as error:
+        if error.errno not in _OF_PATHS or error.filename is None:
+            return _crash(error)
+        raise UserError(
+            f"{error.filename}: {error.strerror}; check path and permissions"
+        ) from error
     except (Exception, SystemExit) as error:  # a config is a program and may call sys.exit
-        print(f"cae-seg: error: {report_crash(error)}", file=sys.stderr)
-        return 1
+        return _crash(error)
+
+
+def _crash(error: BaseException) -> int:
+    print(f"cae-seg: error: {report_crash(error)}", file=sys.stderr)
+    return 1
 
 
 def _printable(text: str) -> str:

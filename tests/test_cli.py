@@ -254,3 +254,14 @@ def test_every_numeric_option_refuses_what_is_no_number_of_its_range(path, optio
     for text in ("", " ", "x", "nan", "inf", "-inf", "-1", "1e999", "9" * 400, "1,5", "0x10", "1j"):
         with pytest.raises(argparse.ArgumentTypeError, match="is no "):
             kind(text)
+
+
+def test_a_name_that_is_too_long_for_the_file_system_is_one_line(tmp_path, capsys) -> None:
+    row = "name: a, backbone: ViT-B, pretraining_epochs: 1, checkpoint: c.pth, learning_rate: 1e-4"
+    (tmp_path / "recipe.py").touch()
+    sheet = tmp_path / "sheet.yaml"
+    config = tmp_path / "recipe.py"
+    sheet.write_text(f"results: r{'9' * 300}\nexperiments: [{{{row}, config: {config}}}]\n")
+    assert main(["table", "--partial", "--sheet", str(sheet)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "File name too long" in line
