@@ -71,7 +71,7 @@ def _flush(code: int) -> int:
     except OSError as error:
         # Python would try again, and complain, when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # The reader of our output went away (`cae-seg table | head`): nothing left to say.
+        # The reader of our output went away (`cae-seg table | head`): nothing left to print.
         if code or isinstance(error, BrokenPipeError):
             return code
         _print_error(f"standard output: cannot be written ({error.strerror}); make room for it")
@@ -87,7 +87,7 @@ def _run_once(options: argparse.Namespace) -> int | None:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    """Run one command; the one place that catches what nobody foresaw."""
+    """Run one command; the one place that catches unforeseen errors."""
     options, unknown = build_parser().parse_known_args(arguments)
     if unknown:
         raise UserError(f"unrecognised {unknown[0]!r}{_nearest_option(unknown[0], options.parser)}")

@@ -1,4 +1,4 @@
-# The run's resumable state lies in work/, which is no output: Snakemake deletes outputs when a job
+# The run's resumable state is in work/, which is no output: Snakemake deletes outputs when a job
 # starts or fails. `run.json` is written last, when the run is whole. It deletes logs as well, so
 # that the log of all attempts, console.log, is only linked to.
 # SLURM's signals go to the whole process group: `exec` leaves no shell that would die of one before
