@@ -85,6 +85,9 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
     if "model" not in config:
         raise UserError(f"{path}: has no model; name one of the configs in configs_local")
+    for key, kinds in (("model", dict), ("default_hooks", dict), ("param_scheduler", dict | list)):
+        if not isinstance(config.get(key, {}) or {}, kinds) or config.model is None:
+            raise UserError(f"{path}: {key}: is of another kind; see a shipped config")
     if "train_dataloader" not in config and (old := sorted(OF_OLD_VERSIONS & set(config))):
         raise UserError(
             f"{path}: {', '.join(old)}: keys of mmsegmentation 0.x; write the config for 1.x"

@@ -83,6 +83,7 @@ def apply_job(config: Config, job: Job) -> Config:
         UserError: a file is missing, or a number is none.
     """
     config = copy.deepcopy(config)
+    _require_parts(config, job)
     if job.data is not None:
         use_data(config, load_manifest(job.data))
     check_classes(config)
@@ -97,6 +98,20 @@ def apply_job(config: Config, job: Job) -> Config:
         check_checkpoint(source)
     config.precision = job.precision if job.precision != "auto" else config.get("precision", "auto")
     return config
+
+
+def _require_parts(config: Config, job: Job) -> None:
+    """Refuse a config without data, optimiser or length."""
+    loaders = ("train_dataloader", "val_dataloader")
+    for key in (*loaders, *(("optim_wrapper", "train_cfg") if isinstance(job, TrainJob) else ())):
+        part = config.get(key)
+        if key in loaders and isinstance(part, dict):
+            key, part = f"{key}.dataset", part.get("dataset")
+        if not isinstance(part, dict):
+            state = "is missing" if part is None else "is no mapping"
+            raise UserError(f"{config.filename}: {key}: {state}; take it from a shipped config")
+        if key.endswith(".dataset") and part.get("pipeline", True) in ([], None):
+            raise UserError(f"{config.filename}: {key}.pipeline: is empty; name its transforms")
 
 
 def pretrained_of(config: Config) -> Path | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 import requests
+from urllib3.exceptions import LocationParseError
 
 from cae_seg.errors import UserError
 from cae_seg.files import sha256_file
@@ -67,7 +68,7 @@ def download(url: str, target: Path, *, sha256: str | None = None) -> Path:
                     "run the same command again to go on"
                 ) from error
             time.sleep(PAUSE_SECONDS)
-        except requests.RequestException as error:
+        except (requests.RequestException, LocationParseError) as error:
             raise UserError(f"{url}: cannot be downloaded ({_reason(error)})") from error
     try:
         check_sha256(part, sha256)
