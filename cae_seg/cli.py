@@ -473,7 +473,7 @@ def _add_sheet_option(parser: argparse.ArgumentParser) -> None:
         "--sheet",
         type=Path,
         nargs="+",
-        default=[SHEET],
+        action="extend",
         help=f"one or several, joined (default: {SHEET})",
     )
 
@@ -482,8 +482,9 @@ def _table(options: argparse.Namespace) -> None:
     from cae_seg.results.table import write_table
     from cae_seg.run.provenance import code_fingerprint
 
+    sheets = options.sheet or [SHEET]
     text = write_table(
-        options.sheet,
+        sheets,
         out=options.out,
         csv=options.csv,
         partial=options.partial,
@@ -495,7 +496,7 @@ def _table(options: argparse.Namespace) -> None:
         from cae_seg.results.report_pages import write_page, write_run_pages
 
         write_page("Results", text, options.pages / "table.html")
-        write_run_pages(options.sheet, options.pages / "runs")
+        write_run_pages(sheets, options.pages / "runs")
     if options.out is None:
         print(text)
 
@@ -513,9 +514,10 @@ def _figures(options: argparse.Namespace) -> None:
     from cae_seg.results.claim_page import write_claim
     from cae_seg.results.figures import write_figures
 
-    write_figures(options.sheet, options.out, paper=options.paper)
+    sheets = options.sheet or [SHEET]
+    write_figures(sheets, options.out, paper=options.paper)
     if options.claim:
-        write_claim(options.sheet, options.claim)
+        write_claim(sheets, options.claim)
     if options.claim and options.pages:
         from cae_seg.results.report_pages import write_page
 
@@ -540,7 +542,7 @@ def _status(options: argparse.Namespace) -> None:
     from cae_seg.results.status import write_status
 
     while True:
-        text = write_status(options.sheet, format=options.format)
+        text = write_status(options.sheet or [SHEET], format=options.format)
         # Cursor home, then clear what was below it: no flicker and no scrolling.
         in_place = options.watch is not None and sys.stdout.isatty()
         print(f"\x1b[H\x1b[J{text}" if in_place else text, flush=True)

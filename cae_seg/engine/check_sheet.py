@@ -93,4 +93,5 @@ def _read(config: str) -> object:
 
 
 def _changes_recipe(row: Experiment) -> bool:
-    return bool(row.recipe_changes) or row.config.startswith(ZOO_PREFIX)
+    changes = row.recipe_changes or row.model_options
+    return bool(changes) or row.config.startswith(ZOO_PREFIX)

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import nn
 
 from cae_seg.engine.config_text import config_text
@@ -120,7 +121,26 @@ def _recipe(run: ResolvedRun) -> dict[str, Any]:
         "layer_decay": (optimiser.get("paramwise_cfg") or {}).get("layer_decay_rate"),
         "drop_path": run.config.model.get("backbone", {}).get("drop_path_rate"),
         "iterations": run.config.train_cfg.max_iters,
+        "crop": _crop(run.config),
+        "normalisation": _normalisation(run.config),
     }
+
+
+def _crop(config: Config) -> list[int] | None:
+    """Return height and width of training images, as the preprocessor pads them."""
+    size = _preprocessor(config).get("size")
+    return None if size is None else [size, size] if isinstance(size, int) else list(size)
+
+
+def _normalisation(config: Config) -> dict[str, list[float]] | None:
+    node = _preprocessor(config)
+    if node.get("mean") is None or node.get("std") is None:
+        return None
+    return {name: [float(value) for value in node[name]] for name in ("mean", "std")}
+
+
+def _preprocessor(config: Config) -> dict[str, Any]:
+    return config.model.get("data_preprocessor") or config.get("data_preprocessor") or {}
 
 
 def _checkpoint(

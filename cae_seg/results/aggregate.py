@@ -7,11 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-COMBINATION = ("backbone", "method", "pretraining_epochs")
+COMPARED = ("data_set", "backbone", "method", "head")
+"""What rows must have in common to be compared across pretraining lengths and learning rates."""
+
+COMBINATION = (*COMPARED, "pretraining_epochs")
+"""What they have in common besides where learning rates alone are compared."""
 
 
 def aggregate(runs: pd.DataFrame, *, code_fingerprint: str | None = None) -> pd.DataFrame:
-    """Return one row per combination, in the order of the sheets, unrounded.
+    """Return one row per combination, grouped by data set, in the order of the sheets, unrounded.
 
     Args:
         runs: what `collect_runs` returns.
@@ -20,29 +24,43 @@ def aggregate(runs: pd.DataFrame, *, code_fingerprint: str | None = None) -> pd.
     Returns:
         `mIoU` is the mean over the finished seeds, `mIoU_std` their sample standard deviation
         (NaN for one seed), `difference` from the published value; `best` marks the best learning
-        rate of each backbone and pretraining length; `notes` says what keeps a row from being
-        compared with the others.
+        rate of each data set, backbone, method, head and pretraining length; `notes` says what
+        keeps a row from being compared with the others of its data set, backbone, method and head.
     """
-    usual = _usual(runs[runs["state"] == "finished"])
+    finished = runs[runs["state"] == "finished"]
+    usual = {key: _usual(part) for key, part in finished.groupby(list(COMPARED))}
+    code = _usual_code(finished)
     groups = runs.groupby(["sheet", "experiment"], sort=False)
-    frame = pd.DataFrame([_row(group, usual, code_fingerprint) for _, group in groups])
+    rows = [
+        _row(group, usual.get(tuple(group.iloc[0][list(COMPARED)]), {}) | code, code_fingerprint)
+        for _, group in groups
+    ]
+    frame = pd.DataFrame(rows)
+    order = {name: place for place, name in enumerate(dict.fromkeys(frame["data_set"]))}
+    frame = frame.sort_values("data_set", key=lambda names: names.map(order), kind="stable")
+    frame = frame.reset_index(drop=True)
     frame["best"] = _best(frame)
     return frame
 
 
 def _usual(finished: pd.DataFrame) -> dict[str, Any]:
-    """Return what most finished runs have in common."""
-    columns = ("data", "iterations", "precision", "batch", "aug_test", "images", "changes")
+    """Return what most finished runs of a group have in common."""
+    columns = ("data", "iterations", "precision", "batch", "images", "changes")
+    columns += ("frozen", "crop", "normalisation")
     counts = {column: Counter(finished[column].dropna()) for column in columns}
-    usual = {column: count.most_common(1)[0][0] for column, count in counts.items() if count}
+    return {column: count.most_common(1)[0][0] for column, count in counts.items() if count}
+
+
+def _usual_code(finished: pd.DataFrame) -> dict[str, Any]:
+    """Return the code that most finished runs of all groups were made with."""
     codes = Counter(code for codes in finished["code"] for code in codes)
-    return usual | ({"code": codes.most_common(1)[0][0]} if codes else {})
+    return {"code": codes.most_common(1)[0][0]} if codes else {}
 
 
 def _row(group: pd.DataFrame, usual: dict[str, Any], code: str | None) -> dict[str, Any]:
     first = group.iloc[0]
     done = group[group["state"] == "finished"]
-    scores = list(done["mIoU"])
+    scores = list(done["mIoU"].dropna())
     mean = statistics.fmean(scores) if scores else math.nan
     notes, comparable = _notes(done, usual, code)
     kept = ("sheet", "experiment", *COMBINATION, "learning_rate", "config", "published_miou")
@@ -50,6 +68,8 @@ def _row(group: pd.DataFrame, usual: dict[str, Any], code: str | None) -> dict[s
         **{column: first[column] for column in kept},
         "n": len(scores),
         "seeds": " ".join(str(seed) for seed in done["seed"]),
+        "mIoU_multi_scale": done["mIoU_multi_scale"].mean(),
+        "published_miou_multi_scale": first["published_miou_multi_scale"],
         "mIoU": mean,
         "mIoU_std": statistics.stdev(scores) if len(scores) > 1 else math.nan,
         "mIoU_min": min(scores, default=math.nan),
@@ -97,7 +117,9 @@ def _notes(done: pd.DataFrame, usual: dict[str, Any], code: str | None) -> tuple
             ("images", lambda value: f"{value:.0f} images"),
             ("iterations", lambda value: f"{value:.0f} iterations"),
             ("batch", lambda value: f"batch of {value:.0f}"),
-            ("aug_test", lambda value: "test-time augmentation" if value else "no augmentation"),
+            ("crop", lambda value: f"crop {value}"),
+            ("frozen", lambda value: "frozen" if value else "not frozen"),
+            ("normalisation", lambda value: f"normalisation {value}"),
         )
         for text in dict.fromkeys(
             write(value) for value in done[column].dropna() if value != usual.get(column)
@@ -128,7 +150,7 @@ def _repeated_weights(done: pd.DataFrame) -> list[str]:
 
 
 def _best(frame: pd.DataFrame) -> pd.Series:
-    """Mark the best of at least two learning rates of each backbone and pretraining length."""
+    """Mark the best of at least two learning rates of what is otherwise the same."""
     best = pd.Series(False, index=frame.index)
     for _, group in frame[frame["comparable"] & frame["mIoU"].notna()].groupby(list(COMBINATION)):
         if group["learning_rate"].astype(float).nunique() > 1:

@@ -47,7 +47,8 @@ def render_claim(tests: Sequence[TrendTest]) -> str:
     """Return the tests as Markdown."""
     parts = ["# The published claim"]
     for test in tests:
-        parts += [f"## {test.backbone}, pretrained with {test.method}", _halves(test)]
+        among = f" ({test.among})" if test.among else ""
+        parts += [f"## {test.backbone}, pretrained with {test.method}{among}", _halves(test)]
         if test.groups:
             parts += [summary(test), _table(test.groups)]
         if test.single_seed_cells and test.freedom:
@@ -61,7 +62,8 @@ def summary(test: TrendTest) -> str:
         return ""
     first, last = test.groups[0], test.groups[-1]
     largest = max(test.groups, key=lambda group: group.difference)
-    who = f"{test.backbone} ({test.method})" if test.method else test.backbone
+    kind = ", ".join(part for part in (test.method, test.among) if part)
+    who = f"{test.backbone} ({kind})" if kind else test.backbone
     moved = f"{first.best_rate} at {first.epochs} epochs"
     if last is not first:
         moved += f" and {last.best_rate} at {last.epochs}"

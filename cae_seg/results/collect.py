@@ -52,20 +52,31 @@ def collect_runs(sheets: Sheets, *, now: float | None = None) -> pd.DataFrame:
 def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]:
     metadata, metrics = read_results(sheet, row, seed)
     state = run_state(sheet, row, seed, now, metadata, metrics)
-    scores = metrics or {}
     run = RunDir(sheet.run_dir(row.name, seed))
+    augmented = run.augmented() or {}
+    scores = metrics or {}
+    if scores.get("aug_test"):  # is no score of the common kind
+        augmented = scores
+        scores = {key: v for key, v in scores.items() if key not in ("mIoU", "mAcc", "aAcc")}
     return {
         "sheet": str(sheet.path),
         "folder": run.path,
         "experiment": row.name,
+        "data_set": sheet.data_label(row),
         "backbone": row.backbone,
         "method": row.method,
+        "head": row.head_label,
         "pretraining_epochs": row.pretraining_epochs,
         "learning_rate": row.learning_rate,
         "seed": seed,
         "config": row.config,
         "published_miou": _number(row.published_miou),
+        "published_miou_multi_scale": _number(row.published_miou_multi_scale),
         "changes": row.recipe_changes,
+        "frozen": row.frozen,
+        "crop": _crop(metadata.get("crop")),
+        "normalisation": _normalisation(metadata.get("normalisation")),
+        "mIoU_multi_scale": _number(augmented.get("mIoU")),
         "mIoU": _number(scores.get("mIoU")),
         "mAcc": _number(scores.get("mAcc")),
         "aAcc": _number(scores.get("aAcc")),
@@ -76,7 +87,6 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
         "precision": metadata.get("precision"),
         "batch": metadata.get("batch", {}).get("global_batch"),
         "device": metadata.get("device", {}).get("name"),
-        "aug_test": scores.get("aug_test", False),
         "images": scores.get("images"),
         "data": scores.get("data_fingerprint"),
         "code": _codes(metadata, scores, "fingerprint"),
@@ -86,6 +96,19 @@ def _run(sheet: Sheet, row: Experiment, seed: int, now: float) -> dict[str, Any]
         "weights": scores.get("weights_sha256"),
         "same_weights": metadata.get("weights", {}).get("sha256") == scores.get("weights_sha256"),
     }
+
+
+def _crop(size: list[int] | None) -> str | None:
+    return None if size is None else " x ".join(map(str, size))
+
+
+def _normalisation(values: dict[str, list[float]] | None) -> str | None:
+    """Return mean and standard deviation as a text to compare and to read."""
+    if values is None:
+        return None
+    return ", ".join(
+        f"{name} {' '.join(f'{number:g}' for number in values[name])}" for name in ("mean", "std")
+    )
 
 
 def _doubts(run: RunDir, metrics: dict[str, Any] | None, name: str, seed: int) -> Iterator[str]:

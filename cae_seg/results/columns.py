@@ -75,24 +75,43 @@ def make_cells(
 
 def _columns(frame: pd.DataFrame, configs: list[str]) -> list[Column]:
     """Return every column by default, those of the published table first."""
-    several_methods = frame["method"].nunique() > 1
+    optional = [
+        Column(name, lambda row, key=key: getattr(row, key))
+        for name, key in (("Data", "data_set"), ("Method", "method"), ("Head", "head"))
+        if frame[key].nunique() > 1
+    ]
     several_sheets = frame["sheet"].nunique() > 1
     return [
         Column("Backbone", lambda row: row.backbone, fixed=True),
         Column("#Pretrained Epoch", lambda row: str(row.pretraining_epochs), fixed=True),
-        *([Column("Pretraining", lambda row: row.method)] if several_methods else []),
         Column("mIoU", _score, fixed=True),
         Column("Config", lambda row: f"[{configs.index(row.config) + 1}]", fixed=True),
         Column("Learning rate", lambda row: row.learning_rate, fixed=True),
+        *optional,
         Column("Seeds", lambda row: row.seeds or NOTHING),
         Column("Spread", _spread),
-        Column("Published mIoU", lambda row: _decimal(row.published_miou, ".1f")),
+        Column("Published mIoU", lambda row: _published(row.published_miou)),
         Column("Difference", lambda row: _decimal(row.difference, "+.2f")),
+        *_multi_scale(frame),
         Column("GPU-hours", _gpu_hours),
         *([Column("Sheet", lambda row: Path(row.sheet).stem)] if several_sheets else []),
         Column("Notes", lambda row: row.notes),
         Column("State", lambda row: row.state, fixed=True),
     ]
+
+
+def _multi_scale(frame: pd.DataFrame) -> list[Column]:
+    """Return columns of numbers with flips and several scales, if there are such numbers."""
+    columns = []
+    if frame["mIoU_multi_scale"].notna().any():
+        columns.append(
+            Column("Multi-scale mIoU", lambda row: _decimal(row.mIoU_multi_scale, ".2f"))
+        )
+    if frame["published_miou_multi_scale"].notna().any():
+        columns.append(
+            Column("Published multi-scale", lambda row: _published(row.published_miou_multi_scale))
+        )
+    return columns
 
 
 def _score(row: Any) -> str:
@@ -107,6 +126,12 @@ def _spread(row: Any) -> str:
 
 def _gpu_hours(row: Any) -> str:
     return _decimal(row.gpu_hours, ".3g" if row.gpu_hours < 10 else ".0f")
+
+
+def _published(value: float) -> str:
+    """Return a published number with the one or two decimals that it was published with."""
+    text = _decimal(value, ".2f")
+    return text[:-1] if text.endswith("0") else text
 
 
 def _decimal(value: float, spec: str) -> str:

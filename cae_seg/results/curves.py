@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cae_seg.results.aggregate import COMBINATION
 from cae_seg.results.plotting import (
     COLOURS,
     DASHES,
@@ -83,11 +84,14 @@ def _bars_note(done: pd.DataFrame) -> str:
 
 
 def _pretrainings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    several = frame["method"].nunique() > 1
-    for (backbone, method, epochs), group in frame.groupby(
-        ["backbone", "method", "pretraining_epochs"], sort=True
-    ):
-        yield f"{backbone}, {method + ' ' if several else ''}{epochs} epochs", group
+    several = {key for key in COMBINATION if frame[key].nunique() > 1}
+    order = ["data_set", "backbone", "method", "pretraining_epochs", "head"]
+    for values, group in frame.groupby(order, sort=True):
+        data, backbone, method, epochs, head = values
+        parts = [f"{backbone}, {method + ' ' if 'method' in several else ''}{epochs} epochs"]
+        parts += [head] if "head" in several else []
+        parts += [data] if "data_set" in several else []
+        yield ", ".join(parts), group
 
 
 def draw_iterations(runs: pd.DataFrame, size: Size = SCREEN) -> Figure:

@@ -66,7 +66,7 @@ def write_figures(sheets: Sheets, out_dir: Path, *, paper: bool = False) -> list
 
 def _draw_two_best(frame: pd.DataFrame, runs: pd.DataFrame, size: Size) -> Figure:
     """Compare the best combination with the best of another pretraining, or else the second."""
-    ranked = frame[frame["n"] > 0].sort_values("mIoU", ascending=False, kind="stable")
+    ranked = _of_one_data_set(frame).sort_values("mIoU", ascending=False, kind="stable")
     if ranked.empty:
         axes, figure = new_axes(size)
         note_nothing(axes)
@@ -77,6 +77,12 @@ def _draw_two_best(frame: pd.DataFrame, runs: pd.DataFrame, size: Size) -> Figur
     chosen = [_first_run(row, runs) for _, row in pd.concat([ranked.iloc[:1], second]).iterrows()]
     scores = [read_json(RunDir(run["folder"]).metrics_file)["per_class"] for run in chosen]
     return draw_classes(*scores, names=[_name(run) for run in chosen], size=size)
+
+
+def _of_one_data_set(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the combinations with results on the first data set that has any."""
+    done = frame[frame["n"] > 0]
+    return done[done["data_set"] == done["data_set"].iloc[0]] if len(done) else done
 
 
 def _first_run(row: pd.Series, runs: pd.DataFrame) -> pd.Series:
@@ -93,7 +99,7 @@ def _of_best_run(
     frame: pd.DataFrame, runs: pd.DataFrame, size: Size
 ) -> Iterator[tuple[str, Figure]]:
     """Draw what the first run of the best combination kept."""
-    done = frame[frame["n"] > 0]
+    done = _of_one_data_set(frame)
     if done.empty:
         return
     run = _first_run(done.loc[done["mIoU"].idxmax()], runs)

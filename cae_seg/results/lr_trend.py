@@ -16,14 +16,14 @@ estimated from all of them together.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cae_seg.results.aggregate import aggregate
+from cae_seg.results.aggregate import COMPARED, aggregate
 
 SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
 CONFIDENCE = 0.95
@@ -78,6 +78,7 @@ class TrendTest:
     """Both halves of the claim, for one backbone and pretraining method.
 
     Attributes:
+        among: head and data set, where there are several.
         trend: the best learning rate falls with the length of pretraining.
         size: all learning rates of a length are within `SMALL_DIFF`.
         scatter: pooled standard deviation of seeds, points of mIoU; None if no cell has two.
@@ -91,6 +92,7 @@ class TrendTest:
     groups: list[EpochGroup] = field(default_factory=list)
     scatter: float | None = None
     freedom: int = 0
+    among: str = ""
 
     @property
     def cells(self) -> int:
@@ -109,7 +111,7 @@ class TrendTest:
 
 
 def check_claim(runs: pd.DataFrame) -> list[TrendTest]:
-    """Return a test for every backbone and pretraining method.
+    """Return a test for every backbone and pretraining method, and for each head and data set.
 
     Args:
         runs: what `collect.collect_runs` returns. Rows that cannot be compared with the others
@@ -119,10 +121,14 @@ def check_claim(runs: pd.DataFrame) -> list[TrendTest]:
     usable = frame.loc[frame["comparable"], ["sheet", "experiment"]]
     done = runs[runs["state"] == "finished"].merge(usable, on=["sheet", "experiment"])
     tests = []
-    for backbone, method in dict.fromkeys(zip(runs["backbone"], runs["method"], strict=True)):
-        chosen = done[(done["backbone"] == backbone) & (done["method"] == method)]
-        cells = chosen.groupby(["pretraining_epochs", "learning_rate"])["mIoU"]
-        tests.append(run_test({key: list(group) for key, group in cells}, backbone, method))
+    several = [key for key in ("head", "data_set") if runs[key].nunique() > 1]
+    for _, group in runs.groupby(list(COMPARED), sort=False):
+        first = group.iloc[0]
+        chosen = done[(done[list(COMPARED)] == first[list(COMPARED)]).all(axis=1)]
+        cells = chosen.dropna(subset="mIoU").groupby(["pretraining_epochs", "learning_rate"])
+        found = {key: list(cell["mIoU"]) for key, cell in cells}
+        test = run_test(found, first["backbone"], first["method"])
+        tests.append(replace(test, among=", ".join(first[key] for key in several)))
     return tests
 
 

@@ -206,11 +206,23 @@ def describe(state: RunState) -> str:
 
 
 def sheet_states(sheets: Sequence[Sheet], now: float) -> list[RunState]:
-    """Return the states of all runs of sheets, failed and running ones first."""
+    """Return the states of all runs of sheets, failed and running ones first.
+
+    A finished run whose files cannot be read has failed.
+    """
     states = [
-        run_state(sheet, row, seed, now, *read_results(sheet, row, seed))
+        _checked_state(sheet, row, seed, now)
         for sheet in sheets
         for row in sheet.experiments
         for seed in row.seeds
     ]
     return sorted(states, key=lambda state: STATES.index(state.state))
+
+
+def _checked_state(sheet: Sheet, row: Experiment, seed: int, now: float) -> RunState:
+    try:
+        results = read_results(sheet, row, seed)
+    except UserError as error:
+        log = _newest_log(sheet, row.name, seed)
+        return RunState(row.name, seed, "failed", error=str(error), log=log)
+    return run_state(sheet, row, seed, now, *results)

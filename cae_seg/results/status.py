@@ -54,12 +54,14 @@ def _number(value: Any, spec: str) -> str:
 
 
 def failures(states: Sequence[RunState]) -> list[str]:
-    """Return for each failed run its error, and where to read more."""
+    """Return for each failed run its error, where to read more, and how far it got."""
     lines = []
     for state in states:
         if state.state == "failed":
             lines.append(f"{run_label(state.experiment, state.seed)} failed: {state.error}")
-            lines += [f"  log: {state.log}"] if state.log else []
+            reached = f" (iteration {state.iteration} of {state.iterations})"
+            if state.log:
+                lines.append(f"  log: {state.log}{reached if state.iterations else ''}")
     return lines
 
 

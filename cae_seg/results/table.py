@@ -25,7 +25,7 @@ PUBLISHED_NAMES = {
 }
 LEGEND = (
     "mIoU: mean ± sample standard deviation over n seeds, percent. "
-    "Bold: the best learning rate of its backbone and pretraining length."
+    "Bold: the best learning rate of its backbone, pretraining, head and data."
 )
 
 

@@ -136,6 +136,11 @@ class RunDir:
         return self.path / RUN
 
     @property
+    def augmented_file(self) -> Path:
+        """The evaluation with flips and several scales, where there is one."""
+        return self.path / "metrics_aug_test.json"
+
+    @property
     def metrics_file(self) -> Path:
         """The final evaluation."""
         return self.path / METRICS
@@ -176,11 +181,22 @@ class RunDir:
         Raises:
             UserError: the file has another shape, or a score outside of 0 to 100.
         """
+        return self._metrics(self.metrics_file)
+
+    def augmented(self) -> dict[str, Any] | None:
+        """Return the evaluation with flips and several scales, if there is one.
+
+        Raises:
+            UserError: as `metrics`.
+        """
+        return self._metrics(self.augmented_file)
+
+    def _metrics(self, path: Path) -> dict[str, Any] | None:
         from cae_seg.run.schemas import Metrics, read_checked
 
-        if not self.metrics_file.is_file():
+        if not path.is_file():
             return None
-        return read_checked(self.metrics_file, Metrics, "delete the file and evaluate again")
+        return read_checked(path, Metrics, "delete the file and evaluate again")
 
     def changed_weights(self, metrics: dict[str, Any]) -> bool:
         """Say whether the weights are no longer those that were evaluated.

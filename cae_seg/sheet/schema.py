@@ -7,6 +7,7 @@ from them by `python workflow/schemas/generate.py`.
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -60,6 +61,17 @@ TIMM_RECIPES = {
     True: "linear_timm_512_slide_40k_ade20k",
 }
 """The config of rows with a timm model, by whether its weights are frozen."""
+
+HEAD_LABELS = {
+    "upernet": "UperNet",
+    "linear": "linear",
+    "linear_4": "linear, 4 taps",
+    "setr_naive": "SETR Naive",
+    "setr_pup": "SETR PUP",
+    "setr_mla": "SETR MLA",
+    "fcn": "FCN",
+}
+"""How a table calls the heads, by the names that sheets and configs have for them."""
 
 BUILT_BY_CONFIG = {
     r"_(cae|caev2|beit|mae|ibot|deit)_base_|_dinov[23]_base_": "ViT-B",
@@ -310,6 +322,10 @@ class Settings(_Strict):
         default=None,
         description="data set, by its name under `datasets`; the sheet's `data` unless set",
     )
+    aug_test: StrictBool = Field(
+        default=False,
+        description="evaluate with flips and several scales too, for a column of its own",
+    )
     class_weights: (
         Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] | None
     ) = Field(default=None, description="weights of the classes in the loss, one for each")
@@ -341,6 +357,9 @@ class Experiment(Settings):
     published_miou: Percent | None = Field(
         default=None, description="published mIoU to compare with, percent"
     )
+    published_miou_multi_scale: Percent | None = Field(
+        default=None, description="published mIoU with flips and several scales, percent"
+    )
 
     @property
     def cores(self) -> int:
@@ -371,10 +390,22 @@ class Experiment(Settings):
         return {f"model.{key}": str(value) for key, value in choice.items() if value is not None}
 
     @property
+    def head_label(self) -> str:
+        """The head as a table names it: the row's, or what the name of its config begins with."""
+        name = self.head or ("linear" if self.timm and self.frozen and not self.config else None)
+        stem = self.stem
+        if name is None:
+            known = (head for head in HEAD_LABELS if f"{stem}_".startswith(f"{head}_"))
+            name = max(known, key=len, default=re.split(r"[_-]", stem)[0])
+        return HEAD_LABELS.get(name, Path(name).stem)
+
+    @property
     def recipe_changes(self) -> str:
-        """What the row changes in its recipe besides the learning rate, as text."""
+        """What the row changes in its recipe besides learning rate, backbone and head, as text."""
         knobs = ("iterations", "batch_size", "crop_size")
-        values = {key: getattr(self, key) for key in knobs} | self.model_options | self.options
+        values = {key: getattr(self, key) for key in knobs} | self.options
+        if self.class_weights is not None:
+            values["class_weights"] = " ".join(f"{weight:g}" for weight in self.class_weights)
         texts = {
             key: " x ".join(str(part) for part in value) if isinstance(value, tuple) else value
             for key, value in values.items()

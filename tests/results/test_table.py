@@ -25,12 +25,16 @@ from fake_runs import (
     write_lines,
 )
 
+from cae_seg.cli import main
 from cae_seg.errors import UserError
 from cae_seg.results.aggregate import aggregate
 from cae_seg.results.collect import collect_runs
+from cae_seg.results.lr_trend import check_claim
 from cae_seg.results.table import write_table
 from cae_seg.run import provenance
+from cae_seg.run.paths import RunDir
 from cae_seg.sheet.reading import load_sheet
+from cae_seg.sheet.schema import Data
 
 SCORES = {
     (1600, "1e-4"): (50.3, 50.5),
@@ -276,10 +280,116 @@ def test_changed_code_is_said_on_every_row(sheet):
     )
 
 
-def test_an_evaluation_of_other_weights_or_with_augmentation_is_said(sheet):
-    evaluate_run(sheet.run_dir("vit_b_800_lr2e-4", 0), weights_sha256="0" * 64, aug_test=True)
+def test_an_evaluation_of_other_weights_is_said(sheet):
+    evaluate_run(sheet.run_dir("vit_b_800_lr2e-4", 0), weights_sha256="0" * 64)
     note = read_rows(write_table(sheet))[3]["Notes"]
-    assert note == "test-time augmentation; trained again since the evaluation"
+    assert note == "trained again since the evaluation"
+
+
+def test_numbers_with_flips_and_several_scales_have_columns_of_their_own(sheet):
+    name = "vit_b_800_lr2e-4"
+    run = RunDir(sheet.run_dir(name, 0))
+    evaluate_run(run.path, 51.25, aug_test=True)
+    run.metrics_file.rename(run.augmented_file)
+    evaluate_run(run.path, 49.7)
+    changed = replaced(sheet, name, published_miou=49.6, published_miou_multi_scale=51.0)
+    rows = read_rows(write_table(changed))
+    assert rows[3]["mIoU"] == "49.70"
+    assert rows[3]["Difference"] == "+0.10"
+    assert (rows[3]["Multi-scale mIoU"], rows[3]["Published multi-scale"]) == ("51.25", "51.0")
+    assert rows[0]["Multi-scale mIoU"] == "–"
+
+
+def test_sheets_of_the_command_line_join(capsys):
+    sheets = ("--sheet", "config/published.yaml", "--sheet", "config/backbones.yaml")
+    assert main(["table", "--partial", *sheets]) == 0
+    rows = read_rows(capsys.readouterr().out)
+    assert {row["Sheet"] for row in rows} == {"published", "backbones"}
+    swin = next(row for row in rows if row["Backbone"] == "Swin-T")
+    assert (swin["Published mIoU"], swin["Published multi-scale"]) == ("44.51", "45.81")
+    assert swin["Method"] == "Supervised"
+    assert {row["Head"] for row in rows} == {
+        "UperNet", "SETR Naive", "SETR PUP", "SETR MLA", "linear"}  # fmt: skip
+
+
+def test_an_augmented_evaluation_alone_is_no_score_of_the_common_kind(sheet):
+    evaluate_run(sheet.run_dir("vit_b_300_lr4e-4", 1), 60.0, aug_test=True)
+    rows = read_rows(write_table(sheet))
+    assert rows[2]["mIoU"] == "48.15 ± 0.21 (n=2)"
+    assert rows[2]["Multi-scale mIoU"] == "60.00"
+
+
+def compared(tmp_path, *rows):
+    """Make a finished run for each row (a mapping of values, mIoU and metadata of its run)."""
+    made = []
+    for number, (values, miou, metadata) in enumerate(rows):
+        row = make_row(f"row{number}", **{"learning_rate": "1e-4", **values})
+        made.append(row)
+        rate = float(row.learning_rate)
+        make_run(tmp_path / row.name / "seed_0", row.name, 0, miou=miou, learning_rate=rate,
+                 **metadata)  # fmt: skip
+    leaves = Data(type="folder", source="leaves", reduce_zero_label=False)
+    return dataclasses.replace(make_sheet(tmp_path, made), datasets={"leaves": leaves})
+
+
+OTHER_DATA = {"data": {"fingerprint": "e" * 64, "root": "/leaves"}}
+
+
+def test_rows_of_several_data_sets_are_grouped_and_not_compared(tmp_path):
+    sheet = compared(
+        tmp_path,
+        ({"data": "leaves"}, 55.0, OTHER_DATA),
+        ({}, 48.0, {}),
+        ({"data": "leaves", "learning_rate": "2e-4"}, 56.0, OTHER_DATA),
+        ({"learning_rate": "2e-4"}, 47.0, {}),
+    )
+    rows = read_rows(write_table(sheet))
+    assert [row["Data"] for row in rows] == ["leaves", "leaves", "ADE20K", "ADE20K"]
+    assert [row["Learning rate"] for row in rows] == ["1e-4", "**2e-4**", "**1e-4**", "2e-4"]
+    assert "Notes" not in rows[0]
+    tests = check_claim(collect_runs(sheet))
+    assert [test.among for test in tests] == ["leaves", "ADE20K"]
+
+
+def test_best_rate_is_of_each_method_and_head(tmp_path):
+    sheet = compared(
+        tmp_path,
+        ({}, 48.0, {}),
+        ({"learning_rate": "2e-4"}, 49.0, {}),
+        ({"head": "linear"}, 40.0, {"iterations": 100}),
+        ({"head": "linear", "learning_rate": "2e-4"}, 39.0, {"iterations": 100}),
+        ({"method": "MAE"}, 30.0, {}),
+        ({"method": "MAE", "learning_rate": "2e-4"}, 31.0, {}),
+    )
+    rows = read_rows(write_table(sheet))
+    rates = [row["Learning rate"] for row in rows]
+    assert rates == ["1e-4", "**2e-4**", "**1e-4**", "2e-4", "1e-4", "**2e-4**"]
+    assert [row["Method"] for row in rows] == ["CAE"] * 4 + ["MAE"] * 2
+    assert [row["Head"] for row in rows][1:4] == ["made", "linear", "linear"]
+    assert "Data" not in rows[0]
+    assert "Notes" not in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "metadata", "note"),
+    [
+        ({"frozen": True}, {}, "frozen"),
+        ({}, {"crop": [640, 640]}, "crop 640 x 640"),
+        (
+            {},
+            {"normalisation": {"mean": [127.5] * 3, "std": [127.5] * 3}},
+            "normalisation mean 127.5 127.5 127.5, std 127.5 127.5 127.5",
+        ),
+    ],
+)
+def test_notes_name_a_difference_only_within_a_group(tmp_path, values, metadata, note):
+    common = {"crop": [512, 512], "normalisation": {"mean": [123.675] * 3, "std": [58.395] * 3}}
+    rows = [({}, 48.0, common), ({"learning_rate": "2e-4"}, 49.0, common)]
+    other = (values | {"learning_rate": "3e-4"}, 50.0, common | metadata)
+    alone = (values | {"method": "MAE"}, 50.0, common | metadata)
+    found = read_rows(write_table(compared(tmp_path, *rows, other, alone)))
+    assert [row["Notes"] for row in found] == ["", "", note, ""]
+    assert found[1]["Learning rate"] == "**2e-4**"
 
 
 def test_a_missing_run_is_refused_without_partial(sheet):

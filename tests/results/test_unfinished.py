@@ -7,9 +7,11 @@ from cae_seg.results.status import unfinished
 
 def test_every_run_without_a_result_is_named_with_its_error_and_log(tmp_path):
     rows = [make_row("done"), make_row("broke", seeds=(0, 1)), make_row("refused")]
-    rows += [make_row("waiting"), make_row("torn")]
+    rows += [make_row("waiting"), make_row("torn"), make_row("unreadable")]
     sheet = make_sheet(tmp_path, rows)
     make_run(tmp_path / "done/seed_0", "done")
+    make_run(tmp_path / "unreadable/seed_0", "unreadable")
+    (tmp_path / "unreadable/seed_0/run.json").write_text("{")
     logs = tmp_path / "logs/fine_tune"
     logs.mkdir(parents=True)
     for seed in (0, 1):
@@ -27,12 +29,16 @@ def test_every_run_without_a_result_is_named_with_its_error_and_log(tmp_path):
         "refused",
         "waiting",
         "torn",
+        "unreadable",
     }
     assert "broke seed 0 failed: RuntimeError: CUDA error: lost" in lines
     assert "broke seed 1 failed: RuntimeError: CUDA error: lost" in lines
     assert "refused seed 0 failed: config: wrong key" in lines
     assert "waiting seed 0 not started" in lines
-    assert f"  log: {logs / 'broke_seed0.log'}" in lines
+    assert f"  log: {logs / 'broke_seed0.log'} (iteration 0 of 200)" in lines
+    assert any(
+        line.startswith("unreadable seed 0 failed: ") and "run.json" in line for line in lines
+    )
     assert lines[-1].startswith("Run `snakemake --profile slurm` again to resume")
 
 

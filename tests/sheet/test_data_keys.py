@@ -33,7 +33,7 @@ def test_rows_choose_among_several_data_sets(tmp_path):
     manifests = [str(data.manifest) for data in found.used_data]
     assert manifests == [f"data/{n}/manifest.json" for n in ("ade20k", "cityscapes", "leaves")]
     assert found.experiments[1].recipe_changes == ""
-    assert found.experiments[2].recipe_changes == "model.class_weights [1.0,2.5]"
+    assert found.experiments[2].recipe_changes == "class_weights 1 2.5"
 
 
 @pytest.mark.parametrize(

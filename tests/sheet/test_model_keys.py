@@ -64,7 +64,26 @@ def test_timm_row_takes_the_recipe_of_timm_models(tmp_path):
     row = sheet(tmp_path, "R50", ", timm: resnet50, head: linear, frozen: true").experiments[0]
     assert row.stem == "linear_timm_512_slide_40k_ade20k"
     assert row.model_options["model.frozen"] == "True"
-    assert "model.head linear" in row.recipe_changes
+    assert row.head_label == "linear"
+    assert row.recipe_changes == ""  # backbone and head have columns of their own
+
+
+@pytest.mark.parametrize(
+    ("more", "label"),
+    [
+        (", config: upernet_swin_tiny_patch4_window7_512x512_160k_ade20k", "UperNet"),
+        (", config: setr_pup_512x512_160k_ade20k_bs_16", "SETR PUP"),
+        (", config: linear_dinov2_base_14_512_slide_40k_ade20k", "linear"),
+        (", timm: resnet50", "UperNet"),
+        (", timm: resnet50, frozen: true", "linear"),
+        (", timm: resnet50, head: fcn", "FCN"),
+        (", config: 'mmseg::pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py'", "pspnet"),
+    ],
+)
+def test_table_names_the_head_of_a_row(tmp_path, more, label):
+    names = {"swin": "Swin-T", "setr": "ViT-L", "dinov2": "ViT-B"}
+    backbone = next((name for key, name in names.items() if key in more), "R50")
+    assert sheet(tmp_path, backbone, more).experiments[0].head_label == label
 
 
 def test_backbone_without_a_recipe_needs_a_config(tmp_path):

@@ -72,9 +72,12 @@ def test_a_refusal_for_good_is_one_line_and_is_not_repeated(site):
     assert sum("nowhere" in line and line.startswith("same.seed0.fine_tune") for line in lines) == 1
     assert not any("Trying to restart" in line for line in lines)
     assert site.run(sheet, "good").json("run.json") == {}
-    last = [line for line in lines if ", seed 0: not started; " in line]
+    last = [line for line in lines if " seed 0 failed: SLURM refuses the job for good: " in line]
     assert len(last) == len(REFUSED) + 1
-    assert any("To resume, run `snakemake --profile slurm" in line for line in lines)
+    assert any(
+        line.startswith("Run `snakemake --profile slurm") and "again to resume" in line
+        for line in lines
+    )
 
 
 def test_a_limit_on_submissions_is_waited_for_without_a_retry(site):

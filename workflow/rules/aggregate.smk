@@ -2,6 +2,7 @@ rule write_table:
     input:
         sheet=sheet_input,
         metrics=expand("<results>/{experiment}/metrics.json", experiment=ROWS),
+        augmented=augmented_runs(),
         tracked=all_runs("<results>/{experiment}/seed_{seed}/tracked.json"),
     output:
         table="<results>/table.md",

@@ -267,6 +267,16 @@ def tracking_retry_token(wildcards) -> str:
     return f"offered at {file.stat().st_mtime_ns}"
 
 
+def augmented_runs() -> list[str]:
+    """Return the evaluations with flips and several scales that rows ask for."""
+    return [
+        str(RunDir(SHEET.run_dir(found.name, seed)).augmented_file)
+        for found in SHEET.experiments
+        if found.aug_test
+        for seed in found.seeds
+    ]
+
+
 def sheet_input(wildcards) -> str:
     """Return the sheet as an input."""
     return str(SHEET.path)

@@ -22,13 +22,29 @@ rule evaluate:
     params:
         weights=work_weights,
         machine=device_options,
+        views=[],
     message:
         "Evaluate {wildcards.experiment}, seed {wildcards.seed}"
     shell:
         "cae-seg evaluate {input.config:q} {params.weights:q} --data={input.data:q}"
-        " --name={wildcards.experiment:q} --seed={wildcards.seed:q} {params.machine:q}"
+        " --name={wildcards.experiment:q} --seed={wildcards.seed:q} {params.machine:q} {params.views:q}"
         " --attempt={resources.attempt:q} --error-file={resources.no_retry_file:q}"
         " --out={output.metrics:q} 2>&1 | tee {log:q}"
+
+
+use rule evaluate as evaluate_augmented with:
+    output:
+        metrics="<results>/{experiment}/seed_{seed}/metrics_aug_test.json",
+    log:
+        "<results>/logs/evaluate_augmented/{experiment}_seed{seed}.log",
+    benchmark:
+        "<results>/benchmarks/evaluate_augmented/{experiment}_seed{seed}.tsv"
+    params:
+        weights=work_weights,
+        machine=device_options,
+        views=["--aug-test"],
+    message:
+        "Evaluate {wildcards.experiment}, seed {wildcards.seed}, with flips and several scales"
 
 
 rule aggregate_seeds:
