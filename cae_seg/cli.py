@@ -19,6 +19,7 @@ from cae_seg.arguments import (
     SEED,
     choices,
     config_options,
+    number,
     output_file,
     output_folder,
     whole_number,
@@ -545,7 +546,7 @@ def _add_status(commands: Any) -> None:
     parser.add_argument("--format", choices=["text", "json"], default="text")
     parser.add_argument(
         "--watch",
-        type=float,
+        type=number(0.1),
         nargs="?",
         const=5.0,
         metavar="SECONDS",

@@ -180,6 +180,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_note(path: Path) -> dict[str, Any]:
+    """Read a small JSON object that only informs; one that is lost or damaged is empty."""
+    with contextlib.suppress(UserError):
+        return read_json_object(path)
+    return {}
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as hex digits."""
     with open(path, "rb") as stream:

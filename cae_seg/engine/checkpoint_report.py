@@ -8,7 +8,7 @@ from typing import Any
 from cae_seg.data.prepare.download import download, is_url, url_name
 from cae_seg.engine.validate import check_checkpoint
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_json, read_json, sha256_file
+from cae_seg.files import atomic_write_json, read_json_object, sha256_file
 from cae_seg.redaction import redact
 from cae_seg.run.locks import FileLock
 
@@ -68,10 +68,14 @@ def known_sha256(report: Path) -> tuple[Path, str]:
     Raises:
         UserError: it is gone or was changed since.
     """
-    known = read_json(report)
+    known = read_json_object(report)
+    if not (isinstance(known.get("path"), str) and isinstance(known.get("sha256"), str)):
+        raise UserError(
+            f"{report}: is no report of a checkpoint; run `cae-seg prepare checkpoint` again"
+        )
     path = Path(known["path"])
     check_checkpoint(path)
-    if _stamp(path) == {key: known[key] for key in _stamp(path)}:
+    if _stamp(path) == {key: known.get(key) for key in _stamp(path)}:
         return path, known["sha256"]
     if (found := sha256_file(path)) != known["sha256"]:
         raise UserError(

@@ -81,8 +81,6 @@ def read_config(path: Path) -> Config:
     """
     try:
         config = Config.fromfile(path, import_custom_modules=False)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # a config is a program: it may raise anything, SystemExit too
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
     if "model" not in config:
@@ -109,7 +107,7 @@ def import_custom_modules(config: Config) -> None:
         except ImportError as error:
             if not wanted.get("allow_failed_imports", False):
                 raise UserError(_cannot_import(config, module, error)) from error
-        except Exception as error:  # a module may raise anything when it is imported
+        except BaseException as error:  # a module may raise anything when it is imported
             reason = f"{module} cannot be imported ({one_line(error)})"
             raise UserError(f"{config.filename}: custom_imports: {reason}") from error
     with suppress_import_output():
@@ -190,7 +188,10 @@ def global_batch_size(config: Config) -> int:
 
 def one_line(error: BaseException) -> str:
     """Return the message of an exception in one line, or its type where it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    message, kind = " ".join(str(error).split())[:200], type(error).__name__
+    if not message or isinstance(error, Exception):
+        return message or kind
+    return f"{kind}: {message}"  # sys.exit(0) says "0" only
 
 
 def _cannot_import(config: Config, module: str, error: ImportError) -> str:

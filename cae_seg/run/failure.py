@@ -1,7 +1,6 @@
 """Why a run failed, in a file of its work folder, so that others can report it at once."""
 
 import contextlib
-import json
 import os
 import socket
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_json
+from cae_seg.files import atomic_write_json, read_note
 
 NAME = "failure.json"
 
@@ -45,8 +44,7 @@ def _note(error: Exception) -> dict[str, Any]:
 
 
 def read_failure(work_dir: Path) -> dict[str, Any] | None:
-    """Return the last failure noted in a work folder, None if there is none."""
-    try:
-        return json.loads((Path(work_dir) / NAME).read_text())
-    except (OSError, ValueError):
-        return None
+    """Return the last failure noted in a work folder, None if there is none or it is damaged."""
+    note = read_note(Path(work_dir) / NAME)
+    whole = isinstance(note.get("error"), str) and isinstance(note.get("time"), int | float)
+    return note if whole else None

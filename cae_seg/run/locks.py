@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import signal
 import socket
@@ -16,7 +15,7 @@ from typing import Any
 from filelock import BaseFileLock, SoftFileLease, Timeout, UnixFileLock
 
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_json
+from cae_seg.files import atomic_write_json, read_note
 
 POLL_SECONDS = 0.2
 LEASE_SECONDS = 300.0
@@ -93,10 +92,7 @@ class FileLock:
 
     def note(self) -> dict[str, Any]:
         """Return what the last owner wrote: host, pid, since, slurm_job_id; empty if it is lost."""
-        with contextlib.suppress(OSError, ValueError):
-            note = json.loads(self._note.read_text())
-            return note if isinstance(note, dict) else {}
-        return {}
+        return read_note(self._note)
 
     def _try(self, wait: float) -> bool:
         try:

@@ -1,7 +1,6 @@
 """The folder of one run's resumable state: one writer, one identity."""
 
 import contextlib
-import json
 import logging
 import os
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_json, sha256_file
+from cae_seg.files import atomic_write_json, read_note, sha256_file
 from cae_seg.run.deadline import ask_slurm
 from cae_seg.run.locks import FileLock
 from cae_seg.run.paths import RunDir, WorkFiles
@@ -189,7 +188,4 @@ class WorkDir(WorkFiles):
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        value = json.loads(path.read_text())
-        return value if isinstance(value, dict) else None
-    return None
+    return read_note(path) or None

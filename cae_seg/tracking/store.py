@@ -9,11 +9,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_text
+from cae_seg.files import atomic_write_text, read_note
 from cae_seg.redaction import redact, redact_uri
 
 EXPERIMENT = "cae-seg"
@@ -24,6 +25,9 @@ COLUMNS = (
     "tags.`gpu_hours`",
 )
 LOCK_SECONDS = 600.0
+REPORT_SECONDS = 5.0  # a wait for the lock that lasts longer is reported
+# Python's module of a database's driver → what to install, where the names differ.
+DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 # Relative to the folder that the server is given: the store may be moved with its artifacts.
 ARTIFACTS = "mlflow-artifacts:/"
 # MLflow's own retries take many minutes; ours know how long a caller is willing to wait.
@@ -36,6 +40,9 @@ QUIET_MLFLOW = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
+
+
+logger = logging.getLogger(__name__)
 
 
 class StoreUnavailable(Exception):
@@ -82,9 +89,11 @@ def ensure_store(uri: str | None = None) -> None:
     use of it passes here first, one at a time. Before an upgrade the old file is copied.
 
     Raises:
-        StoreUnavailable: the database cannot be written, or is locked all the time.
+        StoreUnavailable: the database cannot be written, is locked all the time or is none of
+            this MLflow's, or `uri` is no address.
     """
     uri = uri or tracking_uri()
+    _check_address(uri)
     path = sqlite_path(uri)
     if path is None:
         return
@@ -96,12 +105,41 @@ def ensure_store(uri: str | None = None) -> None:
             atomic_write_text(_stamp_path(path), json.dumps(_stamp(path)))
 
 
+def _check_address(uri: str) -> None:
+    """Refuse addresses that MLflow would fail at with other words, or lose everything in."""
+    if is_server(uri):
+        try:
+            parts = urlsplit(uri)
+            usable = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise StoreUnavailable("this is not a valid address", transient=False)
+    elif uri.startswith("sqlite:") and uri.rpartition(":///")[2] in ("", uri, ":memory:"):
+        raise StoreUnavailable(
+            "no file is named; write sqlite:////folder/mlflow.db", transient=False
+        )
+    elif (path := sqlite_path(uri)) and path.exists() and not path.is_file():
+        raise StoreUnavailable("this is not a regular file", transient=False)
+
+
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS), reaching_mlflow():
-            yield
+        lock = FileLock(f"{path}.lock", timeout=REPORT_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout:
+            logger.warning(
+                "%s: another process has it; waiting %.0f s at most", lock.lock_file, LOCK_SECONDS
+            )
+            lock.acquire(timeout=LOCK_SECONDS)
+        try:
+            with reaching_mlflow():
+                yield
+        finally:
+            lock.release()
     except Timeout as error:
         raise StoreUnavailable(f"{path}.lock is held by another process", transient=True) from error
     except (OSError, UserError) as error:
@@ -121,11 +159,8 @@ def _stamp(path: Path) -> dict[str, str | None]:
     return {"mlflow": version("mlflow"), "schema": _schema(path)}
 
 
-def _read_stamp(path: Path) -> dict[str, str] | None:
-    try:
-        return json.loads(_stamp_path(path).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
+def _read_stamp(path: Path) -> dict[str, str]:
+    return read_note(_stamp_path(path))
 
 
 def _schema(path: Path) -> str | None:
@@ -143,25 +178,63 @@ def _schema(path: Path) -> str | None:
 
 def _upgrade(uri: str, path: Path) -> None:
     import mlflow.db
+    from alembic.util.exc import CommandError
 
     before = _schema(path)
+    if before is None and _is_foreign(path):
+        raise StoreUnavailable("this is an SQLite database of another program", transient=False)
     if before is not None:
         with (
             contextlib.closing(sqlite3.connect(path)) as old,
             contextlib.closing(sqlite3.connect(f"{path}.before-upgrade")) as copy,
         ):
             old.backup(copy)
-    mlflow.db.commands(["upgrade", uri], standalone_mode=False)
-    if before in (None, _schema(path)):
-        Path(f"{path}.before-upgrade").unlink(missing_ok=True)
+    try:
+        mlflow.db.commands(["upgrade", uri], standalone_mode=False)
+    except CommandError as error:
+        raise StoreUnavailable(
+            f"another version of MLflow wrote it (schema {before}); install that or move the file",
+            transient=False,
+        ) from error
+    finally:
+        if before in (None, _schema(path)):
+            Path(f"{path}.before-upgrade").unlink(missing_ok=True)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Tell whether a database holds tables and none that MLflow, maybe killed, makes first."""
+    if not path.is_file():
+        return False
+    with contextlib.closing(sqlite3.connect(path, timeout=5)) as database:
+        rows = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+    return bool(rows) and not {("alembic_version",), ("experiments",)} & set(rows)
 
 
 def make_client(uri: str) -> Any:
-    """Return an `MlflowClient` for `uri`."""
-    quieten_mlflow()
-    from mlflow import MlflowClient
+    """Return an `MlflowClient` for `uri`.
 
-    return MlflowClient(uri, registry_uri=uri)
+    Raises:
+        StoreUnavailable: MLflow has no such kind of store, the store is of another version of
+            MLflow, or its database's driver is missing.
+    """
+    quieten_mlflow()
+    import sqlalchemy.exc
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return MlflowClient(uri, registry_uri=uri)
+    except ImportError as error:
+        driver = DRIVERS.get(error.name or "", error.name or str(error))
+        raise StoreUnavailable(
+            f"its driver is not installed; run: pip install {driver}", transient=False
+        ) from error
+    except MlflowException as error:
+        if error.__cause__ is not None:  # a database that is locked or down
+            raise
+        raise StoreUnavailable(_gist(error), transient=False) from error
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:  # of the address
+        raise StoreUnavailable(_gist(error), transient=False) from error
 
 
 def find_experiment(client: Any, uri: str) -> str:
@@ -241,16 +314,20 @@ def reaching_mlflow() -> Iterator[None]:
             "BAD_REQUEST",
             "PERMISSION_DENIED",
         )
-        raise StoreUnavailable(
-            _gist(error), transient=_is_transient(error) and not refused
-        ) from error
+        # Another process was quicker to write the same, e.g. the data set that runs share.
+        overtaken = isinstance(error.__cause__, sqlalchemy.exc.IntegrityError)
+        transient = overtaken or (_is_transient(error) and not refused)
+        raise StoreUnavailable(_gist(error), transient=transient) from error
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise StoreUnavailable(_gist(error), transient=_is_transient(error)) from error
 
 
+_LASTING = ("readonly database", "unable to open", "malformed", "not a database")
+
+
 def _is_transient(error: Exception) -> bool:
     text = str(error).lower()
-    return not any(word in text for word in ("readonly database", "unable to open", "malformed"))
+    return not any(word in text for word in _LASTING)
 
 
 def _gist(error: Exception) -> str:
@@ -271,10 +348,8 @@ def ui_command(uri: str | None = None, *, port: int = 5000) -> list[str]:
     uri = uri or tracking_uri()
     if is_server(uri):
         raise UserError(f"MLFLOW_TRACKING_URI: the UI of this server is at {redact_uri(uri)}")
-    try:
+    with _naming(uri):
         ensure_store(uri)
-    except StoreUnavailable as error:
-        raise UserError(f"{redact_uri(uri)}: {error}; free or move the file") from error
     path = sqlite_path(uri)
     root = ["--artifacts-destination", str(_artifact_root(path))] if path else []
     options = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -285,10 +360,25 @@ def ui_command(uri: str | None = None, *, port: int = 5000) -> list[str]:
     return [*quiet, sys.executable, "-m", "mlflow", "server", *store, *root, *options]
 
 
+@contextlib.contextmanager
+def _naming(uri: str) -> Iterator[None]:
+    """Report a store that cannot be used as a mistake of the user's."""
+    try:
+        yield
+    except StoreUnavailable as error:
+        remedy = "free or move the file" if sqlite_path(uri) else "check MLFLOW_TRACKING_URI"
+        message = str(error) if ";" in str(error) else f"{error}; {remedy}"
+        raise UserError(f"{redact_uri(uri)}: {message}") from error
+
+
 def ui_address(uri: str | None = None, *, port: int = 5000) -> str:
-    """Return where the UI that `ui_command` serves lists our runs, with our columns."""
+    """Return where the UI that `ui_command` serves lists our runs, with our columns.
+
+    Raises:
+        UserError: the store cannot be used.
+    """
     uri = uri or tracking_uri()
-    with reaching_mlflow():
+    with _naming(uri), reaching_mlflow():
         number = find_experiment(make_client(uri), uri)
     page = f"experiments/{number}/runs?workflowType=machine_learning&viewStateShareKey={VIEW}"
     return f"http://127.0.0.1:{port}/#/{page}"

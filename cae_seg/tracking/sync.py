@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from filelock import FileLock, Timeout
 
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_json, read_json
+from cae_seg.files import atomic_write_json, read_note
 from cae_seg.redaction import redact_uri
 from cae_seg.run.paths import METADATA, RUN, MetricsHistory, RunDir, find_runs, open_run
 from cae_seg.tracking import artifacts
@@ -137,13 +137,13 @@ def _track_one(
 
 
 def _earlier_labels(run: RunDir) -> dict[str, Any]:
-    path = run.path / "tracked.json"
-    return read_json(path).get("labels", {}) if path.is_file() else {}
+    labels = read_note(run.path / "tracked.json").get("labels")
+    return labels if isinstance(labels, dict) else {}
 
 
 def retry(action: Callable[[], T], patience: float) -> T:
     """Repeat `action` with growing pauses while MLflow is out of reach, for `patience` seconds."""
-    deadline, pause = time.monotonic() + patience, 0.25
+    deadline, pause, reported = time.monotonic() + patience, 0.25, False
     while True:
         try:
             return action()
@@ -151,6 +151,9 @@ def retry(action: Callable[[], T], patience: float) -> T:
             left = deadline - time.monotonic()
             if not error.transient or left <= 0:
                 raise
+            if not reported:
+                logger.warning("MLflow: %s; trying again for %.0f s at most", error, left)
+                reported = True
             # Spread out, so that jobs that end together do not come back together.
             time.sleep(min(left, pause * random.uniform(0.5, 1.5)))
             pause = min(LONGEST_PAUSE, pause * 2)

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+from cae_seg.cli import main
 from cae_seg.config_files import find_config, shipped_configs, zoo_configs
 from cae_seg.engine.config import global_batch_size, load_config
 from cae_seg.errors import UserError
@@ -43,7 +46,14 @@ def test_a_missing_config_is_refused_with_the_nearest(name, nearest):
     ("text", "message"),
     [
         ("model = dict(", r"mine.py: cannot be read \(.*never closed"),
-        ("import sys\nsys.exit('not today')", r"mine.py: cannot be read \(not today"),
+        ("import sys\nsys.exit('not today')", r"mine.py: cannot be read \(SystemExit: not today"),
+        ("import sys\nsys.exit()", r"mine.py: cannot be read \(SystemExit"),
+        ("import sys\nsys.exit(0)", r"mine.py: cannot be read \(SystemExit: 0"),
+        ("raise SystemExit", r"mine.py: cannot be read \(SystemExit"),
+        ("raise SystemExit('no')", r"mine.py: cannot be read \(SystemExit: no"),
+        ("raise KeyboardInterrupt", r"mine.py: cannot be read \(KeyboardInterrupt"),
+        ("raise GeneratorExit", r"mine.py: cannot be read \(GeneratorExit"),
+        ("class E(BaseException): pass\nraise E('a\\nb')", r"mine.py: cannot be read \(E: a b"),
         ("1 / 0", r"mine.py: cannot be read \(division by zero"),
         ("_base_ = 'none.py'", r"mine.py: cannot be read \(.*none.py"),
         ("x = 1", "mine.py: has no model"),
@@ -70,6 +80,41 @@ def test_a_mistake_in_a_config_is_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as raised:
         load_config(write(tmp_path, text))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["import sys\nsys.exit(0)", "raise KeyboardInterrupt", "open('missing')", "1 +"]
+)
+def test_a_module_of_a_config_may_raise_anything(text, tmp_path, monkeypatch):
+    (tmp_path / "a_module_of_the_user.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = write(tmp_path, "model = {}\ncustom_imports = dict(imports='a_module_of_the_user')")
+    with pytest.raises(UserError, match=r"mine.py: custom_imports: a_module_of_the_user cannot"):
+        load_config(config)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "c.py", "--work-dir", "w", "--device", "cpu"],
+        ["evaluate", "c.py", "w.pth", "--device", "cpu"],
+        ["predict", "w.pth", "i.png", "--config", "c.py", "--device", "cpu"],
+        ["export", "w.pth", "--format", "mmseg", "--config", "c.py"],
+        ["prepare", "checkpoint", "w.pth", "--config", "c.py", "--out", "r.json"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_config_that_exits_ends_no_command_with_its_own_status(
+    arguments, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    Path("c.py").write_text("import sys\nsys.exit(0)\n")
+    torch.save({"state_dict": {"x": torch.zeros(2)}, "meta": {}}, "w.pth")
+    Image.new("RGB", (8, 8)).save("i.png")
+    assert main(arguments) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == "cae-seg: error: c.py: cannot be read (SystemExit: 0)"
+    assert not {"w/weights.pth", "r.json", "mmseg_model"} & set(map(str, Path().rglob("*")))
 
 
 def test_a_package_that_is_missing_is_named():

@@ -10,8 +10,7 @@ import torch
 from data.ade_tree import make_tree, zip_tree
 from fake_runs import make_run
 from fuzz.harness import (
-    Budget,
-    fuzz_settings,
+    explore,
     json_values,
     mutated_bytes,
     mutated_json,
@@ -19,7 +18,6 @@ from fuzz.harness import (
     run,
     sandbox,
 )
-from hypothesis import given
 from hypothesis import strategies as st
 
 from cae_seg.errors import UserError
@@ -43,18 +41,12 @@ def archive(tree, tmp_path_factory) -> bytes:
 
 
 def test_mutated_archives(archive):
-    budget = Budget()
-
-    @fuzz_settings
-    @given(mutated_bytes(archive))
     def check(content):
-        if budget.is_spent():
-            return
         with sandbox():
             Path("a.zip").write_bytes(content)
             run(*PREPARE, "a.zip")
 
-    check()
+    explore(check, mutated_bytes(archive))
 
 
 names = st.text(max_size=20) | st.sampled_from(
@@ -76,13 +68,7 @@ names = st.text(max_size=20) | st.sampled_from(
 
 
 def test_archives_with_entries_of_any_name(archive):
-    budget = Budget()
-
-    @fuzz_settings
-    @given(st.lists(st.tuples(names, st.integers(0, 2**32 - 1)), min_size=1, max_size=3))
     def check(entries):
-        if budget.is_spent():
-            return
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w") as content:
             for name, attributes in entries:
@@ -96,26 +82,21 @@ def test_archives_with_entries_of_any_name(archive):
             Path("a.zip").write_bytes(stream.getvalue())
             run(*PREPARE, "a.zip")
 
-    check()
+    explore(check, st.lists(st.tuples(names, st.integers(0, 2**32 - 1)), min_size=1, max_size=3))
 
 
 @pytest.mark.parametrize("kind", ["images/training/ADE_train_00000001.jpg",
                                   "annotations/validation/ADE_val_00000002.png",
                                   "objectInfo150.txt"])  # fmt: skip
 def test_mutated_images_and_annotations(tree, tmp_path_factory, kind):
-    budget = Budget()
     copy = make_tree(tmp_path_factory.mktemp("copy"))
 
-    @fuzz_settings
-    @given(mutated_bytes((tree / kind).read_bytes()))
     def check(content):
-        if budget.is_spent():
-            return
         (copy / kind).write_bytes(content)
         with sandbox():
             run(*PREPARE, str(copy))
 
-    check()
+    explore(check, mutated_bytes((tree / kind).read_bytes()))
 
 
 @pytest.fixture(scope="module")
@@ -140,16 +121,13 @@ def load(model: CAE, content: bytes) -> None:
 
 
 def test_mutated_checkpoints(model):
-    budget, stream = Budget(), io.BytesIO()
+    stream = io.BytesIO()
     torch.save({"model": model.state_dict(), "epoch": 3}, stream)
 
-    @fuzz_settings
-    @given(mutated_bytes(stream.getvalue()))
     def check(content):
-        if not budget.is_spent():
-            load(model, content)
+        load(model, content)
 
-    check()
+    explore(check, mutated_bytes(stream.getvalue()))
 
 
 tensors = st.builds(
@@ -163,16 +141,12 @@ tensors = st.builds(
 
 
 def test_checkpoints_of_any_content(model):
-    budget, state = Budget(), model.state_dict()
+    state = model.state_dict()
     keys = st.sampled_from(sorted(state)) | st.text(max_size=6) | st.integers()
     states = st.dictionaries(keys, tensors | json_values, max_size=4)
     wrappers = st.sampled_from(["model", "state_dict", "module", "teacher", "meta", "x"])
 
-    @fuzz_settings
-    @given(states, st.lists(wrappers, max_size=3), st.booleans())
     def check(changes, containers, whole):
-        if budget.is_spent():
-            return
         value = {**(state if whole else {}), **changes}
         for name in containers:
             value = {name: value}
@@ -180,7 +154,7 @@ def test_checkpoints_of_any_content(model):
         torch.save(value, stream)
         load(model, stream.getvalue())
 
-    check()
+    explore(check, states, st.lists(wrappers, max_size=3), st.booleans())
 
 
 literals = st.recursive(
@@ -202,38 +176,28 @@ literals = st.recursive(
 def test_configs_in_weights(model):
     from cae_seg.engine.weights_config import config_of_weights
 
-    budget = Budget()
     text = "model = dict(type='CAE')\nval_dataloader = dict(dataset=dict(type='X', pipeline=[]))\n"
     texts = mutated_bytes(text.encode()).map(lambda data: data.decode(errors="replace"))
     made = st.builds(lambda m, v: f"model = {m!r}\nval_dataloader = {v!r}\n", literals, literals)
 
-    @fuzz_settings
-    @given(texts | made | st.text())
     def check(source):
-        if budget.is_spent():
-            return
         with sandbox(), refusals_of_one_line():
             config_of_weights(Path("w.pth"), {"meta": {"cfg": source}})
 
-    check()
+    explore(check, texts | made | st.text())
 
 
 @pytest.mark.parametrize(
     "name", ["metrics.json", "run.json", "work/metrics.jsonl", "work/run_metadata.json"]
 )
 def test_mutated_files_of_a_run(name):
-    budget = Budget()
     row = "name: a, backbone: ViT-B, pretraining_epochs: 1, checkpoint: c.pth, learning_rate: 1e-4"
     with sandbox() as folder:
         source = make_run(folder / "a" / "seed_0", "a") / name
         lines = [json.loads(line) for line in source.read_text().splitlines()][:3]
     whole = lines if name.endswith("l") else lines[0]
 
-    @fuzz_settings
-    @given(mutated_json(whole))
     def check(value):
-        if budget.is_spent():
-            return
         with sandbox() as folder:
             made = make_run(folder / "results" / "a" / "seed_0", "a")
             (folder / "recipe.py").write_text("")
@@ -246,39 +210,31 @@ def test_mutated_files_of_a_run(name):
             run("table", "--sheet", "sheet.yaml", "--partial")
             run("aggregate-seeds", str(made / "metrics.json"), "--out", "out.json")
 
-    check()
+    explore(check, mutated_json(whole))
 
 
 def test_mutated_manifests(tree):
-    budget = Budget()
     with sandbox():
         run(*PREPARE, str(tree))
         whole = json.loads(Path("data/manifest.json").read_text())
 
-    @fuzz_settings
-    @given(mutated_json(whole))
     def check(value):
-        if budget.is_spent():
-            return
         with sandbox():
             Path("manifest.json").write_text(json.dumps(value))
             run("prepare", "data", "--verify", "--manifest", "manifest.json")
 
-    check()
+    explore(check, mutated_json(whole))
 
 
 def test_bytes_that_are_no_checkpoint():
-    budget = Budget()
-
-    @fuzz_settings
-    @given(st.binary(max_size=200) | st.binary(max_size=50).map(lambda data: b"PK\x03\x04" + data))
     def check(content):
-        if budget.is_spent():
-            return
         with sandbox():
             for name in ("c.pth", "c.safetensors"):
                 Path(name).write_bytes(content)
                 with pytest.raises(UserError):
                     load_checkpoint_file(Path(name))
 
-    check()
+    explore(
+        check,
+        st.binary(max_size=200) | st.binary(max_size=50).map(lambda data: b"PK\x03\x04" + data),
+    )

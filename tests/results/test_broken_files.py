@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from fake_runs import make_row, make_run, make_sheet, start_run
 
+from cae_seg.cli import main
+from cae_seg.engine.checkpoint_report import known_sha256
 from cae_seg.errors import UserError
 from cae_seg.results.aggregate import aggregate
 from cae_seg.results.aggregate_seeds import aggregate_seeds
@@ -154,3 +156,40 @@ def test_lines_of_another_shape_are_skipped(tmp_path):
 
 def test_the_metadata_of_a_run_that_just_began_have_the_expected_shape(tmp_path):
     assert RunDir(start_run(tmp_path / "r")).metadata()["iterations"] == 200
+
+
+NOTES = {
+    "work/failure.json": '{"time": "x", "error": []}',
+    "work/writer.lock.json": '{"host": 3, "pid": "x", "slurm_job_id": {}}',
+    "work/summary.json": '{"identity": 5, "weights": 1}',
+    "tracked.json": '{"labels": [], "delivered": 1}',
+    "work/run_metadata.json": '{"identity": 5, "iterations": "x"}',
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_a_damaged_note_of_a_run_ends_no_command(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///")  # nothing is delivered
+    Path("recipe.py").write_text("")
+    row = "name: a, backbone: ViT-B, pretraining_epochs: 1, checkpoint: c.pth, learning_rate: 1e-4"
+    Path("sheet.yaml").write_text(f"experiments: [{{{row}, config: recipe.py}}]\n")
+    folder = start_run(Path("results/a/seed_0"), "a")
+    for text in (*SHAPES, NOTES[name]):
+        (folder / name).write_text(text)
+        assert main(["status", "--sheet", "sheet.yaml"]) == 0
+        assert main(["table", "--sheet", "sheet.yaml", "--partial"]) == 0
+        assert main(["clean"]) == 0
+        if name != "work/run_metadata.json":
+            assert main(["track", str(folder)]) == 0
+    if name == "work/run_metadata.json":
+        assert main(["track", str(folder)]) == 2
+        assert "run_metadata.json: " in capsys.readouterr().err
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", [*SHAPES, '{"path": 1}', '{"path": "c.pth"}'])
+def test_a_damaged_report_of_a_checkpoint_is_one_line(text, tmp_path):
+    (tmp_path / "checkpoint.json").write_text(text)
+    with pytest.raises(UserError, match=r"checkpoint\.json: "):
+        known_sha256(tmp_path / "checkpoint.json")

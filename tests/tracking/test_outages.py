@@ -4,6 +4,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -220,7 +221,7 @@ def test_the_follower_ends_when_the_training_is_killed(begun, monkeypatch):
     )
 
 
-def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch):
+def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch, caplog):
     run = make_run(tmp_path / "results" / "row" / "seed_0")
     holder = sqlite3.connect(tmp_path / "results" / "mlflow.db")
     holder.execute("BEGIN EXCLUSIVE")
@@ -238,6 +239,7 @@ def test_a_locked_database_is_waited_for(tmp_path, store, monkeypatch):
     assert track(run, uri=store)["delivered"]
     assert len(failures) == 1
     assert "locked" in failures[0]
+    assert re.search(r"locked.*; trying again for \d+ s at most", caplog.text)
     assert_whole(store, only_run(store))
 
 
