@@ -25,7 +25,6 @@ from benchmarks.suite import Options, alternate, case, timed
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.data_set import point_to
 from cae_seg.engine.evaluation import build_tester
-from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.runner import ExactRunner
 from cae_seg.engine.session import Session
 from cae_seg.run.deadline import StopSignal
@@ -132,16 +131,16 @@ def stock_evaluation(config: Config, model: nn.Module) -> Callable[[], float]:
 
 def our_evaluation(config: Config, model: nn.Module, device: str) -> Callable[[], float]:
     """Return our evaluation on the same set; it returns the mIoU."""
-    tester = _tester(config, model, Ranks(0, 1, 0, torch.device(device)))
+    tester = _tester(config, model, torch.device(device))
     return lambda: tester.test_loop.run()["mIoU"]
 
 
-def _tester(config: Config, model: nn.Module, ranks: Ranks) -> ExactRunner:
+def _tester(config: Config, model: nn.Module, device: torch.device) -> ExactRunner:
     """Return a runner whose test loop is ready to run."""
     accelerated = copy.deepcopy(config)
     accelerate(accelerated)
     precision = accelerated.evaluation_precision
-    session = Session(ranks, 0, StopSignal(), workers=0, evaluation_precision=precision)
+    session = Session(device, 0, StopSignal(), workers=0, evaluation_precision=precision)
     tester = build_tester(accelerated, session, model, Path(tempfile.mkdtemp()))
     tester.test()
     return tester
@@ -225,15 +224,17 @@ def _several(count: int, root: Path, options: Options) -> float:
 
 def _worker(root: Path, device: str, quick: bool) -> None:
     """Evaluate an image, then this rank's share, and print the seconds of that."""
+    from mmengine.dist import barrier
+
     from cae_seg.engine.ranks import joined
 
     torch.set_num_threads(1)
     config = load_config(TINY if quick else BASE)
     point_to(config, root)
-    with joined(device) as ranks:
+    with joined(device) as own:
         model = build_ours(config, device).eval()
-        tester = _tester(config, model, ranks)
-        ranks.wait()
+        tester = _tester(config, model, own)
+        barrier()
         print(timed(tester.test_loop.run))
 
 

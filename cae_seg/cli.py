@@ -4,6 +4,7 @@ Heavy imports stay inside the functions that need them, so that `--help` answers
 """
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 
 DATA = Path("data/ade20k/manifest.json")
 SHEET = Path("config/published.yaml")
+
+
+# Errors of the file system that a path given by the user causes.
+_OF_PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +76,7 @@ def _flush(code: int) -> int:
     except OSError as error:
         # Python would try again, and complain, when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # The reader of our output went away (`cae-seg table | head`): nothing left to say.
+        # The reader of our output went away (`cae-seg table | head`): nothing left to print.
         if code or isinstance(error, BrokenPipeError):
             return code
         _print_error(f"standard output: cannot be written ({error.strerror}); make room for it")
@@ -87,7 +92,7 @@ def _run_once(options: argparse.Namespace) -> int | None:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    """Run one command; the one place that catches what nobody foresaw."""
+    """Run one command; the one place that catches unforeseen errors."""
     options, unknown = build_parser().parse_known_args(arguments)
     if unknown:
         raise UserError(f"unrecognised {unknown[0]!r}{_nearest_option(unknown[0], options.parser)}")
@@ -97,9 +102,19 @@ def _run(arguments: Sequence[str] | None) -> int:
             return run(options) or 0
     except (UserError, BrokenPipeError):
         raise
+    except OSError as error:
+        if error.errno not in _OF_PATHS or error.filename is None:
+            return _crash(error)
+        raise UserError(
+            f"{error.filename}: {error.strerror}; check path and permissions"
+        ) from error
     except (Exception, SystemExit) as error:  # a config is a program and may call sys.exit
-        print(f"cae-seg: error: {report_crash(error)}", file=sys.stderr)
-        return 1
+        return _crash(error)
+
+
+def _crash(error: BaseException) -> int:
+    print(f"cae-seg: error: {report_crash(error)}", file=sys.stderr)
+    return 1
 
 
 def _printable(text: str) -> str:

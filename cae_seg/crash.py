@@ -1,4 +1,4 @@
-"""Report an error that nobody foresaw: one line on the terminal, the traceback in a file."""
+"""Report an unforeseen error: one line on the terminal, the traceback in a file."""
 
 import os
 import re

@@ -142,7 +142,8 @@ def _mlflow() -> Check:
 
 def _checkpoints(sheet: Sheet) -> Iterator[Check]:
     """Check each checkpoint of the sheet once."""
-    for name in dict.fromkeys(row.checkpoint for row in sheet.experiments):
+    named = (row.checkpoint for row in sheet.experiments if row.has_checkpoint)
+    for name in dict.fromkeys(named):
         if "://" in name:
             yield Check("note", f"checkpoint {name}: downloaded by the workflow")
         elif Path(name).is_file():

@@ -166,27 +166,15 @@ def run_label(name: str | None, seed: int) -> str:
     return f"{name} seed {seed}" if name else f"seed {seed}"
 
 
-def training_line(
-    label: str,
-    iteration: int,
-    iterations: int,
-    values: Mapping[str, float | None],
-    *,
-    miou: tuple[int, float] | None = None,
-    seconds_left: float | None = None,
-) -> str:
-    """Return the line that a training logs.
+def training_note(values: Mapping[str, float | None], miou: tuple[int, float] | None = None) -> str:
+    """Return what a line of a training says after the count.
 
     Args:
-        label: what `run_label` returns.
-        iteration: last one done.
-        iterations: at which training ends.
         values: what is known of `loss`, `lr`, `images_per_second`, `gpu_memory_mb`.
         miou: iteration and mIoU (percent) of the last evaluation.
-        seconds_left: expected time to the end of training.
     """
     known = {key: value for key, value in values.items() if value is not None}
-    parts = [f"{label}: iteration {iteration}/{iterations}"]
+    parts = []
     if "loss" in known:
         parts.append(f"loss {known['loss']:.3f}")
     if miou is not None:
@@ -197,6 +185,4 @@ def training_line(
         parts.append(f"{known['images_per_second']:.1f} images/s")
     if known.get("gpu_memory_mb"):
         parts.append(f"{known['gpu_memory_mb'] / 1024:.1f} GB")
-    if seconds_left is not None:
-        parts.append(f"ETA {duration(seconds_left)}")
     return ", ".join(parts)

@@ -62,7 +62,7 @@ class Gate:
 
 
 @functools.cache
-def _run_folder() -> Path | None:
+def _run_dir() -> Path | None:
     """Return the folder of the run that this process writes the metrics of."""
     if os.environ.get("RANK", "0") != "0":
         return None
@@ -78,7 +78,7 @@ def _run_folder() -> Path | None:
 
 def _wait(closed: Callable[[int, Path], bool]) -> None:
     """Wait while there is a gate that is closed for this run where it is now."""
-    run = _run_folder()
+    run = _run_dir()
     if run is None or not (run / "gate").exists():
         return
     held = run / "held"

@@ -1,5 +1,6 @@
 """The console script as a person meets it."""
 
+import argparse
 import dataclasses
 import os
 import subprocess
@@ -224,3 +225,43 @@ def test_malformed_config_options_are_one_line(value, tmp_path, capsys) -> None:
     code = main(["train", "x.py", "--work-dir", str(tmp_path), "--cfg-options", value])
     assert code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def numeric_options(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> list[tuple]:
+    """Return the words, option and type of every numeric option of every command."""
+    found = []
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, inner in action.choices.items():
+                found += numeric_options(inner, (*path, name))
+        elif action.type in (int, float) or getattr(action.type, "__qualname__", "").startswith(
+            ("whole_number", "number")
+        ):
+            found.append((path, action.option_strings[-1], action.type))
+    return found
+
+
+NUMERIC = numeric_options(build_parser())
+
+
+def test_numeric_options_are_found() -> None:
+    options = {option for _, option, _ in NUMERIC}
+    assert {"--gpus", "--seed", "--port", "--watch", "--attempt", "--iterations"} <= options
+
+
+@pytest.mark.parametrize(("path", "option", "kind"), NUMERIC, ids=lambda value: str(value)[:30])
+def test_every_numeric_option_refuses_what_is_no_number_of_its_range(path, option, kind) -> None:
+    for text in ("", " ", "x", "nan", "inf", "-inf", "-1", "1e999", "9" * 400, "1,5", "0x10", "1j"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is no "):
+            kind(text)
+
+
+def test_a_name_that_is_too_long_for_the_file_system_is_one_line(tmp_path, capsys) -> None:
+    row = "name: a, backbone: ViT-B, pretraining_epochs: 1, checkpoint: c.pth, learning_rate: 1e-4"
+    (tmp_path / "recipe.py").touch()
+    sheet = tmp_path / "sheet.yaml"
+    config = tmp_path / "recipe.py"
+    sheet.write_text(f"results: r{'9' * 300}\nexperiments: [{{{row}, config: {config}}}]\n")
+    assert main(["table", "--partial", "--sheet", str(sheet)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "File name too long" in line

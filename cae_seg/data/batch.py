@@ -1,6 +1,6 @@
-"""From the loader's samples to one batch on the device, ahead of the iteration that needs it."""
+"""From the loader's samples to one batch on the device, without waiting for the copies."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,46 +32,3 @@ def _together(tensors: Tensor | Sequence[Tensor], device: torch.device) -> Tenso
     if tensors and len({(t.shape, t.dtype, t.device) for t in tensors}) == 1:
         return to_device(torch.stack(list(tensors)), device)
     return [to_device(tensor, device) for tensor in tensors]
-
-
-class Prefetcher:
-    """Iterate over a loader's batches, the next of which is on its way to the device already.
-
-    On CUDA the copies run on a stream of their own. On the CPU batches pass through.
-
-    Args:
-        loader: gives batches as `stage` takes them.
-        device: where to.
-
-    Example:
-        >>> batches = iter(Prefetcher(loader, device))
-        >>> data = model.data_preprocessor(next(batches), training=True)
-    """
-
-    def __init__(self, loader: Iterable[dict[str, Any]], device: torch.device) -> None:
-        self._loader, self._device = loader, torch.device(device)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the batches in the loader's order."""
-        if self._device.type != "cuda":
-            yield from self._loader
-            return
-        stream, waiting = torch.cuda.Stream(self._device), None
-        for batch in self._loader:
-            with torch.cuda.stream(stream):
-                staged = stage(batch, self._device)
-            if waiting is not None:
-                yield _handed_over(waiting, stream)
-            waiting = staged
-        if waiting is not None:
-            yield _handed_over(waiting, stream)
-
-
-def _handed_over(batch: dict[str, Any], stream: "torch.cuda.Stream") -> dict[str, Any]:
-    """Let the current stream wait for a batch's copies, and keep their memory until it is used."""
-    current = torch.cuda.current_stream()
-    current.wait_stream(stream)
-    labels = [s.gt_sem_seg.data for s in batch.get("data_samples") or () if "gt_sem_seg" in s]
-    for tensor in (*batch["inputs"], *labels):
-        tensor.record_stream(current)
-    return batch

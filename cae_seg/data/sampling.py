@@ -1,10 +1,10 @@
 """Which sample comes when, and with which random numbers: a function of (seed, position) alone.
 
 The training data is one endless stream of positions. Iteration i takes positions
-16·i … 16·i + 15; rank r of R takes the r-th contiguous share of them. Position p lies in epoch
+16·i … 16·i + 15; rank r of R takes the r-th contiguous share of them. Position p is in epoch
 p // N, shows image `permutation(seed, epoch)[p % N]` and is augmented by generators seeded from
 (seed, p). So neither the number of workers nor that of ranks changes what a position shows, and a
-run goes on at iteration 150 000 without replaying anything.
+run resumes at iteration 150 000 without replaying anything.
 """
 
 import contextlib

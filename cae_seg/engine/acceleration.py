@@ -69,15 +69,17 @@ def _switches(chosen: Mapping[str, Switch] | Switch | None) -> dict[str, Switch]
 
 def _segmentor(config: Config) -> bool:
     model = config.model
-    if model.get("type") != "EncoderDecoder" or not _predicts_by_logits(model.decode_head):
+    if model.get("type") != "EncoderDecoder" or not _predicts_by_logits(model.get("decode_head")):
         return False
     model.type = "FastEncoderDecoder"
     return True
 
 
-def _predicts_by_logits(head: Mapping[str, Any]) -> bool:
+def _predicts_by_logits(head: Any) -> bool:
     """Tell whether the arg-max of `forward` is the prediction of a head, as of most."""
-    kind = MODELS.get(head.get("type"))
+    if not isinstance(head, Mapping) or "type" not in head:
+        return False
+    kind = MODELS.get(head["type"])
     if kind is None or not issubclass(kind, BaseDecodeHead):
         return False
     own = (kind.predict, kind.predict_by_feat)

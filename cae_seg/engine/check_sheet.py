@@ -7,9 +7,12 @@ Who reads an option is known only once torch and mmsegmentation are loaded, whic
 import functools
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from cae_seg.arguments import config_options
 from cae_seg.config_files import ZOO_PREFIX, find_config
+from cae_seg.engine.backbone_label import contradicts
 from cae_seg.engine.config_text import config_text
 from cae_seg.engine.job import Knobs
 from cae_seg.engine.validate import check_conflicts
@@ -48,16 +51,23 @@ def check_rows(sheet: Sheet) -> int:
     rows = [row for row in sheet.experiments if _changes_recipe(row)]
     for row in rows:
         try:
-            _check_row(row)
+            backbone = _check_row(row)
         except UserError as error:
             raise UserError(f"{sheet.path}: experiment {row.name!r}: options: {error}") from error
+        if (built := contradicts(row.backbone, backbone)) is not None:
+            raise UserError(
+                f"{sheet.path}: experiment {row.name!r}: backbone: {row.backbone!r} contradicts "
+                f"the config, which builds {built}"
+            )
     return len(rows)
 
 
-def _check_row(row: Experiment) -> None:
+def _check_row(row: Experiment) -> Mapping[str, Any]:
+    """Check a row's options and knobs; return the config of its backbone."""
     from cae_seg.engine.config import apply_options
 
-    given = {"learning_rate": row.learning_rate, "pretrained": row.checkpoint, "data": "manifest"}
+    given = {"learning_rate": row.learning_rate, "data": "manifest"}
+    given |= {"pretrained": row.checkpoint if row.has_checkpoint else None}
     given |= {"precision": row.precision, "batch_size": row.batch_size}
     changes = row.model_options | row.options
     check_conflicts(changes, given)
@@ -66,6 +76,7 @@ def _check_row(row: Experiment) -> None:
     config = apply_options(_read(row.config), options, knobs)
     if any(key.startswith("model.") for key in changes):
         _build_without_memory(config_text(config))
+    return config.model.get("backbone") or {}
 
 
 @functools.cache

@@ -98,7 +98,7 @@ def _fetch(url: str, sha256: str | None) -> Path:
 
 
 def _try_on(settings: Any, path: Path) -> Any:
-    """Fill a backbone that nobody will train."""
+    """Fill a backbone that is not trained."""
     from cae_seg.engine.build import build_backbone
     from cae_seg.models.pretrained.compatibility import normalisation_warnings
     from cae_seg.models.pretrained.load import load_pretrained

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 
-from cae_seg.config_files import find_config, named_batch_size
+from cae_seg.config_files import ZOO_PREFIX, find_config, named_batch_size, shipped_configs
 from cae_seg.engine.job import Knobs
 from cae_seg.engine.knobs import apply_knobs
 from cae_seg.engine.option_values import check_values
@@ -85,6 +85,9 @@ def read_config(path: Path) -> Config:
         raise UserError(f"{path}: cannot be read ({one_line(error)})") from error
     if "model" not in config:
         raise UserError(f"{path}: has no model; name one of the configs in configs_local")
+    for key, kinds in (("model", dict), ("default_hooks", dict), ("param_scheduler", dict | list)):
+        if not isinstance(config.get(key, {}) or {}, kinds) or config.model is None:
+            raise UserError(f"{path}: {key}: is of another kind; see a shipped config")
     if "train_dataloader" not in config and (old := sorted(OF_OLD_VERSIONS & set(config))):
         raise UserError(
             f"{path}: {', '.join(old)}: keys of mmsegmentation 0.x; write the config for 1.x"
@@ -164,12 +167,20 @@ def compose(config: Config, options: dict[str, Any]) -> None:
     Raises:
         UserError: no such model or head, or a head that the backbone cannot feed.
     """
-    from cae_seg.models.compose import compose_model, take_choice
+    from cae_seg.models.compose import HEADS, compose_model, take_choice
 
     choice = take_choice(config.model) | take_choice(options, "model.")
+    head = choice.get("head")
+    if isinstance(head, str) and head not in HEADS and _is_config(head):
+        choice["head"] = read_config(find_config(head)).model.to_dict()
     if choice:
         import_custom_modules(config)
         config.model = ConfigDict(compose_model(config.model.to_dict(), **choice))
+
+
+def _is_config(name: str) -> bool:
+    """Tell whether a name is that of a config; mistyped heads are not looked for as files."""
+    return name.endswith(".py") or name.startswith(ZOO_PREFIX) or name in shipped_configs()
 
 
 def global_batch_size(config: Config) -> int:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import gather_object, get_world_size, is_main_process
 from torch import nn
 
 from cae_seg.data.metric import ExactIoUMetric
@@ -25,13 +27,13 @@ from cae_seg.engine.hooks.pictures import LabelMapHook, PaintingHook
 from cae_seg.engine.hooks.progress import ProgressHook
 from cae_seg.engine.identity import digest
 from cae_seg.engine.job import DONE, EvaluateJob
-from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.resolve import apply_job
 from cae_seg.engine.runner import ExactRunner
 from cae_seg.engine.session import Session
 from cae_seg.engine.weights import load_weights
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, atomic_writer, sha256_file
+from cae_seg.progress import run_label
 from cae_seg.run import provenance
 from cae_seg.run.deadline import StopSignal
 
@@ -40,7 +42,7 @@ logger = logging.getLogger(__name__)
 _SCORES = ("mIoU", "mAcc", "aAcc")
 
 
-def evaluate(job: EvaluateJob, ranks: Ranks, stop: StopSignal) -> int:
+def evaluate(job: EvaluateJob, device: torch.device, stop: StopSignal) -> int:
     """Measure fine-tuned weights and write what the job asks for.
 
     Returns:
@@ -51,32 +53,41 @@ def evaluate(job: EvaluateJob, ranks: Ranks, stop: StopSignal) -> int:
         Interrupted: a signal asked to.
     """
     with tempfile.TemporaryDirectory(prefix="cae-seg-") as folder:
-        return _evaluate(job, ranks, stop, Path(folder))
+        return _evaluate(job, device, stop, Path(folder))
 
 
-def _evaluate(job: EvaluateJob, ranks: Ranks, stop: StopSignal, folder: Path) -> int:
+def _evaluate(job: EvaluateJob, device: torch.device, stop: StopSignal, folder: Path) -> int:
     begin = time.monotonic()
     config = apply_job(load_config(job.config, job.cfg_options, job.knobs), job)
-    runner = _build(config, job, Session(ranks=ranks, seed=0, stop=stop), folder)
+    runner = _build(config, job, Session(device=device, seed=0, stop=stop), folder)
     labels = LabelMapHook()
     if _wants_labels(job):
         runner.register_hook(labels)
     if job.show_dir is not None:
         runner.register_hook(PaintingHook(job.show_dir))
-    runner.register_hook(ProgressHook(job.name or ""))
+    runner.register_hook(ProgressHook(_label(job)))
     runner.test()
     if _wants_labels(job):
-        _write_labels(job.out, labels, ranks)
-    if ranks.first:
+        _write_labels(job.out, labels)
+    if is_main_process():
         _report(job, _metrics(job, config, runner, time.monotonic() - begin))
     return DONE
+
+
+def _label(job: EvaluateJob) -> str:
+    return run_label(job.name or job.config.stem, job.seed)
 
 
 def _report(job: EvaluateJob, metrics: dict[str, Any]) -> None:
     if job.out is not None and not _wants_labels(job):
         atomic_write_json(job.out, metrics)
-    numbers = (*(metrics[key] for key in _SCORES), metrics["images"], metrics["seconds"])
-    logger.info("mIoU %.2f, mAcc %.2f, aAcc %.2f on %d images in %.0f s", *numbers)
+    numbers = (
+        _label(job),
+        *(metrics[key] for key in _SCORES),
+        metrics["images"],
+        metrics["seconds"],
+    )
+    logger.info("%s: mIoU %.2f, mAcc %.2f, aAcc %.2f on %d images in %.0f s", *numbers)
 
 
 def _wants_labels(job: EvaluateJob) -> bool:
@@ -134,7 +145,6 @@ def _metrics(
 ) -> dict[str, Any]:
     dataset, metric = runner.test_dataloader.dataset, _metric(runner)
     found = metric.scores
-    ranks = runner.session.ranks
     return {
         "schema": 1,
         "experiment": job.name,
@@ -154,7 +164,7 @@ def _metrics(
         "config_sha256": digest({"model": config.model, "data": config.val_dataloader.dataset}),
         "data_fingerprint": load_manifest(job.data).fingerprint if job.data else None,
         "aug_test": job.aug_test,
-        "device": provenance.device_info(ranks.device.type, ranks.world)["name"],
+        "device": provenance.device_info(runner.session.device.type, get_world_size())["name"],
         "code": provenance.code(),
     }
 
@@ -166,10 +176,10 @@ def _metric(runner: ExactRunner) -> ExactIoUMetric:
     raise UserError("val_evaluator: has no IoUMetric, without which there is no mIoU; add one")
 
 
-def _write_labels(path: Path, hook: LabelMapHook, ranks: Ranks) -> None:
+def _write_labels(path: Path, hook: LabelMapHook) -> None:
     """Write the label maps of all ranks as one list, in the order of the images."""
-    shares = ranks.gather(hook.labels)
-    if ranks.first:
+    shares = gather_object(hook.labels)
+    if is_main_process():
         everything = {number: label for share in shares for number, label in share.items()}
         with atomic_writer(path) as stream:
             pickle.dump([everything[number] for number in sorted(everything)], stream)

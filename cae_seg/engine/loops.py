@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dist import get_rank
 from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch import nn
 
 from cae_seg.engine.drift import check_ranks_agree
+from cae_seg.engine.ranks import all_reduce_max
 from cae_seg.engine.state import HookStates
 from cae_seg.run.deadline import Interrupted
 from cae_seg.run.nonfinite import check_finite
@@ -91,7 +93,7 @@ class ExactTrainLoop(IterBasedTrainLoop):
         runner.model.train()
         batch = next(self.dataloader_iterator)
         runner.data_seconds = time.monotonic() - begin
-        seed_iteration(session.seed, self._iter, session.ranks.rank)
+        seed_iteration(session.seed, self._iter, get_rank())
         runner.model.iteration = self._iter
         self.run_iter(batch)
         session.budget.update_step(time.monotonic() - begin)
@@ -128,7 +130,7 @@ class ExactTrainLoop(IterBasedTrainLoop):
         """Return what any rank wants: to stop, to save, to leave the evaluation for later."""
         session = self.runner.session
         aged = time.monotonic() - self._saved_at > SAVE_SECONDS
-        wanted = session.ranks.largest(
+        wanted = all_reduce_max(
             [
                 session.stop.name is not None or session.budget.should_stop(),
                 self._iter % session.save_interval == 0 or aged,
@@ -146,8 +148,8 @@ class ExactTrainLoop(IterBasedTrainLoop):
     def _evaluate(self) -> None:
         """Evaluate, and save again where hooks have learnt from the scores.
 
-        The line in the record says whether they have: where not, a run that is killed before its
-        next checkpoint need not repeat the evaluation.
+        The line in the metrics log says whether they have: where not, a run that is killed before
+        its next checkpoint need not repeat the evaluation.
         """
         before, begin = self._hook_states.state(), time.monotonic()
         scores = self.runner.val_loop.run()
@@ -188,7 +190,7 @@ class _Interruptible:
         if precision == "fp32":
             return contextlib.nullcontext()
         dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        return torch.autocast(self.runner.session.ranks.device.type, dtype)
+        return torch.autocast(self.runner.session.device.type, dtype)
 
 
 @LOOPS.register_module()

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 from torch import nn
 
 from cae_seg.engine.config_text import config_text
-from cae_seg.engine.ranks import Ranks
 from cae_seg.engine.resolve import ResolvedRun
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, atomic_write_text, atomic_writer, sha256_file
@@ -27,10 +27,10 @@ _SCORES = ("mIoU", "mAcc", "aAcc")
 
 
 def write_start(
-    run: ResolvedRun, work: WorkDir, model: nn.Module, ranks: Ranks, began: float
+    run: ResolvedRun, work: WorkDir, model: nn.Module, device: torch.device, began: float
 ) -> dict[str, Any]:
     """Write what is about to be trained, with what; return it."""
-    metadata = _metadata(run, work.metadata() or {}, model, ranks, began)
+    metadata = _metadata(run, work.metadata() or {}, model, device, began)
     work.write_metadata(metadata)
     try:
         atomic_write_text(work.config, config_text(run.config))
@@ -86,7 +86,7 @@ def export_outputs(run: ResolvedRun, work: WorkDir, summary: dict[str, Any]) -> 
 
 
 def _metadata(
-    run: ResolvedRun, before: dict[str, Any], model: nn.Module, ranks: Ranks, began: float
+    run: ResolvedRun, before: dict[str, Any], model: nn.Module, device: torch.device, began: float
 ) -> dict[str, Any]:
     job_id = provenance.slurm_job()
     jobs = before.get("slurm_job_ids", [])
@@ -99,7 +99,7 @@ def _metadata(
         **_recipe(run),
         "precision": run.precision,
         "deterministic": run.job.deterministic,
-        "device": provenance.device_info(ranks.device.type, ranks.world),
+        "device": provenance.device_info(device.type, get_world_size()),
         "threads": torch.get_num_threads(),
         "batch": run.split.as_dict(),
         "accelerations": run.accelerations,

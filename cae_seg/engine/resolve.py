@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 
 from cae_seg.data.prepare.manifest import load_manifest
 from cae_seg.engine.acceleration import accelerate
@@ -17,7 +19,7 @@ from cae_seg.engine.data_set import use_data
 from cae_seg.engine.identity import identity_of
 from cae_seg.engine.job import EvaluateJob, Job, TrainJob
 from cae_seg.engine.precision import choose_precision
-from cae_seg.engine.ranks import Ranks
+from cae_seg.engine.ranks import run_on_main
 from cae_seg.engine.validate import check_checkpoint, parse_learning_rate
 from cae_seg.errors import UserError
 from cae_seg.files import sha256_file
@@ -48,20 +50,20 @@ class ResolvedRun:
     inputs: dict[str, Any]
 
 
-def resolve_run(job: TrainJob, ranks: Ranks) -> ResolvedRun:
-    """Resolve a training job; files are hashed once, on the first rank.
+def resolve_run(job: TrainJob, device: torch.device) -> ResolvedRun:
+    """Resolve a training job; files are hashed once, on the main process.
 
     Raises:
         UserError: a mistake of the user's.
     """
     config = apply_job(load_config(job.config, job.cfg_options, job.knobs), job)
-    precision = choose_precision(config.precision, ranks.device.type, config.optim_wrapper)
-    split = split_batch(global_batch_size(config), ranks.world, job.images_per_gpu)
+    precision = choose_precision(config.precision, device.type, config.optim_wrapper)
+    split = split_batch(global_batch_size(config), get_world_size(), job.images_per_gpu)
     built = copy.deepcopy(config)
     built.train_dataloader.batch_size = split.batch_per_rank
     built.precision = precision
     accelerations = accelerate(built)
-    inputs = ranks.ask_first(lambda: _inputs(config, job))
+    inputs = run_on_main(lambda: _inputs(config, job))
     decided = {
         "seed": job.seed,
         "precision": precision,
@@ -70,7 +72,7 @@ def resolve_run(job: TrainJob, ranks: Ranks) -> ResolvedRun:
         "accelerations": accelerations,
         "data": inputs["data"]["fingerprint"],
     }
-    identity = ranks.ask_first(lambda: identity_of(config, decided, _hash_of(inputs)))
+    identity = run_on_main(lambda: identity_of(config, decided, _hash_of(inputs)))
     return ResolvedRun(job, config, built, accelerations, split, precision, identity, inputs)
 
 
@@ -81,6 +83,7 @@ def apply_job(config: Config, job: Job) -> Config:
         UserError: a file is missing, or a number is none.
     """
     config = copy.deepcopy(config)
+    _require_parts(config, job)
     if job.data is not None:
         use_data(config, load_manifest(job.data))
     check_classes(config)
@@ -95,6 +98,20 @@ def apply_job(config: Config, job: Job) -> Config:
         check_checkpoint(source)
     config.precision = job.precision if job.precision != "auto" else config.get("precision", "auto")
     return config
+
+
+def _require_parts(config: Config, job: Job) -> None:
+    """Refuse a config without data, optimiser or length."""
+    loaders = ("train_dataloader", "val_dataloader")
+    for key in (*loaders, *(("optim_wrapper", "train_cfg") if isinstance(job, TrainJob) else ())):
+        part = config.get(key)
+        if key in loaders and isinstance(part, dict):
+            key, part = f"{key}.dataset", part.get("dataset")
+        if not isinstance(part, dict):
+            state = "is missing" if part is None else "is no mapping"
+            raise UserError(f"{config.filename}: {key}: {state}; take it from a shipped config")
+        if key.endswith(".dataset") and part.get("pipeline", True) in ([], None):
+            raise UserError(f"{config.filename}: {key}.pipeline: is empty; name its transforms")
 
 
 def pretrained_of(config: Config) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dist import broadcast
+from mmengine.dist import barrier, broadcast, get_rank, get_world_size, is_main_process
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
@@ -70,7 +70,7 @@ class ExactRunner(Runner):
         """
         config = copy.deepcopy(config)
         config.work_dir = str(folder)
-        config.launcher = "pytorch" if session.ranks.world > 1 else "none"
+        config.launcher = "pytorch" if get_world_size() > 1 else "none"
         config.randomness = {"seed": session.seed}
         config.resume = False
         names = set(inspect.signature(Runner.__init__).parameters) - {"cfg", "data_preprocessor"}
@@ -92,7 +92,7 @@ class ExactRunner(Runner):
         seed_all(session.seed)
         torch.use_deterministic_algorithms(session.deterministic)
         torch.backends.cudnn.deterministic = session.deterministic
-        on_gpu = session.ranks.device.type == "cuda"
+        on_gpu = session.device.type == "cuda"
         torch.backends.cudnn.benchmark = on_gpu and not session.deterministic
 
     def build_logger(self, **kwargs: Any) -> MMLogger:
@@ -121,13 +121,12 @@ class ExactRunner(Runner):
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap for micro-batches and the average over ranks, also on one rank."""
-        session = self.session
-        ranks = session.ranks
-        model = model.to(ranks.device)
-        if ranks.world > 1 and ranks.device.type == "cuda" and not session.deterministic:
+        session, device = self.session, self.session.device
+        model = model.to(device)
+        if get_world_size() > 1 and device.type == "cuda" and not session.deterministic:
             wrapped = MicroBatchDDP(
                 model,
-                device_ids=[ranks.local],
+                device_ids=[device.index],
                 broadcast_buffers=False,
                 # Blocks behind the last tap and frozen parts receive no gradient.
                 find_unused_parameters=self.cfg.get("find_unused_parameters", True),
@@ -135,7 +134,7 @@ class ExactRunner(Runner):
         else:
             wrapped = OrderedAverage(model)
         if isinstance(session, TrainingSession):
-            wrapped.set_batch(session.split, ranks.rank, session.seed)
+            wrapped.set_batch(session.split, get_rank(), session.seed)
         return wrapped
 
     def _init_model_weights(self) -> None:
@@ -157,7 +156,7 @@ class ExactRunner(Runner):
         if isinstance(dataloader, DataLoader):
             return dataloader
         session, training = self.session, dataloader is self._train_dataloader
-        dataloader = configure_workers(copy.deepcopy(dataloader), session.workers, session.ranks)
+        dataloader = configure_workers(copy.deepcopy(dataloader), session.workers, session.device)
         if not training:
             dataloader.batch_size = getattr(
                 self.model.module, "images_per_batch", dataloader.get("batch_size", 1)
@@ -230,7 +229,7 @@ class ExactRunner(Runner):
             super().load_or_resume()
         else:
             self._restore(load_state(session.resume_from))
-        session.ranks.wait()  # no rank may replace a checkpoint that another one still reads
+        barrier()  # no rank may replace a checkpoint that another one still reads
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._resume = self._has_loaded = True
@@ -258,7 +257,7 @@ class ExactRunner(Runner):
                 "and tensors; remove the hook from custom_hooks"
             )
         session = self.session
-        if session.ranks.first:
+        if is_main_process():
             saved = session.checkpoints.save(self.iter, to_cpu(state))
             if saved is not None:
                 session.budget.update_save(saved.seconds)
@@ -282,7 +281,7 @@ class ExactRunner(Runner):
         return state
 
     def log_scores(self, scores: dict[str, Any], *, hooks_changed: bool) -> None:
-        """Write the scores of an evaluation to the record.
+        """Write the scores of an evaluation to the metrics log.
 
         Args:
             scores: of the evaluators.

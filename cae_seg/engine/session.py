@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from cae_seg.engine.batch import BatchSplit
-from cae_seg.engine.ranks import Ranks
 from cae_seg.run.checkpoints import Checkpoints, iteration_of
 from cae_seg.run.deadline import StopSignal, TimeBudget
 from cae_seg.run.metrics_log import MetricsLogger
@@ -15,7 +16,7 @@ class Session:
     """What a runner needs beyond its config.
 
     Args:
-        ranks: this process among those of the run.
+        device: where this process computes.
         seed: of the run.
         stop: set by a signal that asks to stop.
         budget: the time that this attempt has.
@@ -25,7 +26,7 @@ class Session:
         evaluation_precision: "fp32", "fp16" or "bf16".
     """
 
-    ranks: Ranks
+    device: torch.device
     seed: int
     stop: StopSignal
     budget: TimeBudget = field(default_factory=lambda: TimeBudget(None))
@@ -50,7 +51,7 @@ class TrainingSession(Session):
         resume_from: the newest whole state, if there is one.
         identity: of the run, kept in its checkpoints.
         save_interval: iterations between checkpoints.
-        log_interval: iterations between lines of the record.
+        log_interval: iterations between lines of the metrics log.
     """
 
     split: BatchSplit = field(kw_only=True)

@@ -7,8 +7,10 @@ last one was stopped, killed or lost, and returns at once where the run is over.
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from mmengine.dist import barrier, is_main_process
 from torch import nn
 
 from cae_seg.engine.build import build_model
@@ -16,11 +18,12 @@ from cae_seg.engine.hooks.pictures import VisualizationHook
 from cae_seg.engine.hooks.progress import ProgressHook
 from cae_seg.engine.job import DONE, STOPPED, TrainJob
 from cae_seg.engine.metadata import export_outputs, write_end, write_start
-from cae_seg.engine.ranks import Ranks
+from cae_seg.engine.ranks import run_on_main
 from cae_seg.engine.resolve import ResolvedRun, resolve_run
 from cae_seg.engine.runner import ExactRunner
 from cae_seg.engine.session import TrainingSession
 from cae_seg.errors import UserError
+from cae_seg.progress import run_label
 from cae_seg.run import provenance
 from cae_seg.run.checkpoints import Checkpoints
 from cae_seg.run.deadline import (
@@ -38,12 +41,12 @@ from cae_seg.run.work_dir import LOCK_SECONDS, WorkDir
 logger = logging.getLogger(__name__)
 
 
-def train(job: TrainJob, ranks: Ranks, stop: StopSignal, log: LogFile) -> int:
+def train(job: TrainJob, device: torch.device, stop: StopSignal, log: LogFile) -> int:
     """Train until done or stopped cleanly.
 
     Args:
         job: what to train.
-        ranks: this process among those of the run.
+        device: where this process computes.
         stop: set when a signal asks to stop.
         log: opened in the work dir once that is ours.
 
@@ -54,22 +57,22 @@ def train(job: TrainJob, ranks: Ranks, stop: StopSignal, log: LogFile) -> int:
         UserError: a mistake of the user's; nothing was written then.
     """
     began = time.time()
-    run = resolve_run(job, ranks)
+    run = resolve_run(job, device)
     work = WorkDir(job.work_dir)
-    fresh = not ranks.ask_first(lambda: work.holds(run.identity))
+    fresh = not run_on_main(lambda: work.holds(run.identity))
     model = build_model(run.built, job.seed, start=fresh)
     try:
-        ranks.ask_first(lambda: _enter(work, run, log))
-        if ranks.ask_first(lambda: _finished_before(work, run)):
+        run_on_main(lambda: _enter(work, run, log))
+        if run_on_main(lambda: _finished_before(work, run)):
             return DONE
-        _restore_threads(work, ranks)
-        metrics = MetricsLogger(work.metrics_log if ranks.first else None)
+        _restore_threads(work, device)
+        metrics = MetricsLogger(work.metrics_log if is_main_process() else None)
         checkpoints = Checkpoints(work.checkpoints, metrics)
-        newest = ranks.ask_first(lambda: _newest(checkpoints))
+        newest = run_on_main(lambda: _newest(checkpoints))
         if newest is None and not fresh:  # no state in the work dir could be read
             model = build_model(run.built, job.seed, start=True)
-        session = _session(run, ranks, stop, metrics, checkpoints, newest)
-        session.budget = _budget(job, ranks, model, began)
+        session = _session(run, device, stop, metrics, checkpoints, newest)
+        session.budget = _budget(job, model, began)
         return _run(run, work, session, model, began)
     finally:
         work.leave()
@@ -90,10 +93,10 @@ def _finished_before(work: WorkDir, run: ResolvedRun) -> bool:
     return True
 
 
-def _restore_threads(work: WorkDir, ranks: Ranks) -> None:
+def _restore_threads(work: WorkDir, device: torch.device) -> None:
     """Use as many threads as before: sums are cut by thread, and would round differently."""
-    before = ranks.ask_first(work.metadata) or {}
-    if ranks.device.type == "cpu" and before.get("threads"):
+    before = run_on_main(work.metadata) or {}
+    if device.type == "cpu" and before.get("threads"):
         torch.set_num_threads(before["threads"])
 
 
@@ -104,7 +107,7 @@ def _newest(checkpoints: Checkpoints) -> Path | None:
 
 def _session(
     run: ResolvedRun,
-    ranks: Ranks,
+    device: torch.device,
     stop: StopSignal,
     metrics: MetricsLogger,
     checkpoints: Checkpoints,
@@ -112,7 +115,7 @@ def _session(
 ) -> TrainingSession:
     hooks = run.config.get("default_hooks") or {}
     return TrainingSession(
-        ranks=ranks,
+        device=device,
         seed=run.job.seed,
         stop=stop,
         workers=run.job.workers,
@@ -133,28 +136,32 @@ def _run(
     run: ResolvedRun, work: WorkDir, session: TrainingSession, model: nn.Module, began: float
 ) -> int:
     """Train from the newest state on; write the end of the run if it is reached."""
-    ranks = session.ranks
     runner = ExactRunner.of(run.built, session, model, work.path)
-    runner.evaluated = ranks.tell(_evaluations_to_keep(work))
+    evaluations = run_on_main(lambda: read_history(work.metrics_log).evaluations)
+    runner.evaluated = _evaluations_to_keep(evaluations)
     runner.register_hook(VisualizationHook(work.visualizations), priority="LOW")
-    if ranks.first:
+    if is_main_process():
         _note_start(run, work, session, model, began)
-    runner.register_hook(ProgressHook(run.job.name or run.job.config.stem))
+    scored = [(i, line["mIoU"]) for i, line in evaluations.items() if "mIoU" in line]
+    runner.register_hook(ProgressHook(_label(run), scored[-1] if scored else None))
     if not _reaches_end(runner, run):
-        _note_stop(session, runner)
+        _note_stop(_label(run), session, runner)
         return STOPPED
     state = runner.weights()
-    if ranks.first:
+    if is_main_process():
         write_end(run, work, session.metrics, state)
         session.checkpoints.remove_all()
-        logger.info("finished; weights in %s", work.weights)
-    ranks.wait()
+        logger.info("%s: finished; weights in %s", _label(run), work.weights)
+    barrier()
     return DONE
 
 
-def _evaluations_to_keep(work: WorkDir) -> set[int]:
+def _label(run: ResolvedRun) -> str:
+    return run_label(run.job.name or run.job.config.stem, run.job.seed)
+
+
+def _evaluations_to_keep(evaluations: dict[int, dict[str, Any]]) -> set[int]:
     """Return the iterations whose evaluation need not be repeated: no hook has learnt from it."""
-    evaluations = read_history(work.metrics_log).evaluations
     return {i for i, line in evaluations.items() if not line.get("hooks_changed", False)}
 
 
@@ -173,9 +180,9 @@ def _reaches_end(runner: ExactRunner, run: ResolvedRun) -> bool:
         ) from error
 
 
-def _budget(job: TrainJob, ranks: Ranks, model: nn.Module, began: float) -> TimeBudget:
+def _budget(job: TrainJob, model: nn.Module, began: float) -> TimeBudget:
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    deadline = ranks.ask_first(lambda: deadline_of(job.time_budget, began))
+    deadline = run_on_main(lambda: deadline_of(job.time_budget, began))
     return TimeBudget(deadline, guess_save_seconds(parameters))
 
 
@@ -184,7 +191,7 @@ def _note_start(
 ) -> None:
     """Write, and tell, what is going to be done and with what."""
     done, split = session.iterations_done, run.split
-    metadata = write_start(run, work, model, session.ranks, began)
+    metadata = write_start(run, work, model, session.device, began)
     session.metrics.event(
         "resume" if metadata["attempts"] > 1 else "start",
         iteration=done,
@@ -194,7 +201,8 @@ def _note_start(
         slurm_job_id=provenance.slurm_job(),
     )
     logger.info(
-        "%s, %s, %s: %d images an iteration = %d rank(s) x %d%s",
+        "%s: %s, %s, %s: %d images an iteration = %d rank(s) x %d%s",
+        _label(run),
         f"resuming from iteration {done}" if done else "training from the start",
         metadata["device"]["name"],
         run.precision,
@@ -205,11 +213,12 @@ def _note_start(
     )
 
 
-def _note_stop(session: TrainingSession, runner: ExactRunner) -> None:
+def _note_stop(label: str, session: TrainingSession, runner: ExactRunner) -> None:
     reason = session.stop.name or "time budget"
     session.metrics.event("stop", iteration=runner.iter, reason=reason)
     logger.info(
-        "stopped cleanly (%s) at iteration %d of %d; rerun the same command to resume",
+        "%s: stopped cleanly (%s) at iteration %d of %d; rerun the same command to resume",
+        label,
         reason,
         runner.iter,
         runner.max_iters,

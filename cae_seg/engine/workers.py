@@ -3,30 +3,31 @@
 import os
 from typing import Any
 
-from cae_seg.engine.ranks import Ranks
+import torch
+from mmengine.dist import get_world_size
 
 
-def configure_workers(loader: Any, asked: int | None, ranks: Ranks) -> Any:
+def configure_workers(loader: Any, asked: int | None, device: torch.device) -> Any:
     """Set the number of loader processes in the config of a loader, in place.
 
     Args:
         loader: config of a loader.
         asked: loader processes per rank; None to follow config and machine.
-        ranks: of the run.
+        device: where the model computes.
     """
-    workers = default_workers(loader.get("num_workers", 0), asked, ranks)
+    workers = default_workers(loader.get("num_workers", 0), asked, device)
     loader["num_workers"] = workers
-    loader["pin_memory"] = ranks.device.type == "cuda"
+    loader["pin_memory"] = device.type == "cuda"
     if workers == 0:
         loader["persistent_workers"] = False
         loader.pop("prefetch_factor", None)
     return loader
 
 
-def default_workers(configured: int, asked: int | None, ranks: Ranks) -> int:
+def default_workers(configured: int, asked: int | None, device: torch.device) -> int:
     """Return the loader processes of a rank: as asked, or as the config says if there are cores."""
     if asked is not None:
         return asked
-    cores = len(os.sched_getaffinity(0)) // ranks.world
+    cores = len(os.sched_getaffinity(0)) // get_world_size()
     # On the CPU the model itself keeps all cores busy.
-    return min(configured, max(cores, 1)) if ranks.device.type == "cuda" else 0
+    return min(configured, max(cores, 1)) if device.type == "cuda" else 0

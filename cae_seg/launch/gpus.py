@@ -39,7 +39,7 @@ def acquire_gpus(count: int, devices: Sequence[str], folder: Path | None = None)
     Args:
         count: how many.
         devices: what `CUDA_VISIBLE_DEVICES` calls them: indices or UUIDs.
-        folder: where the lock files lie.
+        folder: where the lock files are.
 
     Raises:
         UserError: there are fewer than `count` devices, or the folder is not ours.

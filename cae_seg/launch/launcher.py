@@ -178,7 +178,7 @@ def _encoded(job: Job) -> str:
 
 
 def _run_agent(job: Job, placement: Placement, stop: StopSignal) -> dict[int, int]:
-    """Run torchrun's agent beside the main thread; return the exit codes of failed ranks.
+    """Run torchrun's agent in a second thread; return the exit codes of failed ranks.
 
     In the main thread the agent would take the signals for itself, kill the ranks after 30
     seconds, and so cut a checkpoint short.

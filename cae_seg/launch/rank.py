@@ -48,11 +48,11 @@ def run(job: Job, kind: str, stop: StopSignal) -> int:
         from cae_seg.engine.train import train
 
         cv2.setNumThreads(0)  # forked loader workers would wait for the parent's threads for ever
-        with joined(kind) as ranks, full_disk_is_one_line(_output_of(job)):
+        with joined(kind) as device, full_disk_is_one_line(_output_of(job)):
             try:
                 if isinstance(job, TrainJob):
-                    return train(job, ranks, stop, log)
-                return evaluate(job, ranks, stop)
+                    return train(job, device, stop, log)
+                return evaluate(job, device, stop)
             except Interrupted:
                 return STOPPED
 

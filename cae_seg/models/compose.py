@@ -40,7 +40,7 @@ def compose_model(
     model: Mapping[str, Any],
     *,
     timm: str | None = None,
-    head: str | None = None,
+    head: str | Mapping[str, Any] | None = None,
     frozen: bool = False,
     class_weights: Sequence[float] | None = None,
 ) -> dict[str, Any]:
@@ -49,7 +49,8 @@ def compose_model(
     Args:
         model: config of a segmentor; its crop size, classes, norm and loss are kept.
         timm: name of a timm model that becomes the backbone.
-        head: one of `HEADS`; upernet for a timm model where None.
+        head: one of `HEADS`, or the model of a config whose heads and neck are taken; upernet for a
+            timm model where None.
         frozen: train neck and head only.
         class_weights: of the losses of all heads, one for each class.
 
@@ -102,7 +103,7 @@ def _has_upernet(model: dict[str, Any]) -> bool:
     return model["decode_head"]["type"].endswith("UPerHead")
 
 
-def _taps(head: str | None) -> Callable[[int], tuple[int, ...]] | None:
+def _taps(head: str | Mapping[str, Any] | None) -> Callable[[int], tuple[int, ...]] | None:
     """Return which blocks of a plain vision transformer a head reads, by its depth."""
     if head == "linear":
         return lambda depth: (depth - 1,)
@@ -154,8 +155,11 @@ def _maps_of(model: dict[str, Any], taps: Callable[[int], tuple[int, ...]] | Non
     )
 
 
-def _set_head(model: dict[str, Any], head: str, maps: Maps) -> None:
+def _set_head(model: dict[str, Any], head: str | Mapping[str, Any], maps: Maps) -> None:
     """Replace neck and heads; classes, norm and loss stay."""
+    if isinstance(head, Mapping):
+        _set_head_of(model, copy.deepcopy(dict(head)), maps)
+        return
     if head not in HEADS:
         raise UserError(f"head: {head}: no such head; choose one of {', '.join(HEADS)}")
     needed = 1 if head.startswith("linear") else 4
@@ -174,6 +178,56 @@ def _set_head(model: dict[str, Any], head: str, maps: Maps) -> None:
     if neck is not None:
         model["neck"] = neck
     model["decode_head"], model["auxiliary_head"] = decode, auxiliary
+
+
+def _set_head_of(model: dict[str, Any], source: dict[str, Any], maps: Maps) -> None:
+    """Take neck and heads of another model, with the channels of these maps."""
+    classes = model["decode_head"]["num_classes"]
+    neck, decode = source.get("neck"), source.get("decode_head")
+    auxiliary = source.get("auxiliary_head")
+    if decode is None:
+        raise UserError("head: the config has no model.decode_head; name one that has")
+    heads = [
+        head
+        for part in (decode, auxiliary)
+        for head in (part if isinstance(part, list | tuple) else [part])
+        if head
+    ]
+    last = decode[-1] if isinstance(decode, list | tuple) else decode
+    if neck is None and len(_indices(last)) == 4:
+        neck = _pyramid(maps, {"norm_cfg": last.get("norm_cfg") or {"type": "SyncBN"}})
+    elif neck is not None:
+        own = {"in_channels": list(maps.channels), "embed_dim": maps.channels[0]}
+        neck.update({key: value for key, value in own.items() if key in neck})
+    for head in heads:
+        head["num_classes"] = classes
+        if "out_channels" not in (neck or {}):
+            channels = _channels_of(head, maps)
+            head["in_channels"] = channels if _reads_several(head) else channels[0]
+    model.pop("neck", None)
+    if neck is not None:
+        model["neck"] = neck
+    model["decode_head"], model["auxiliary_head"] = decode, auxiliary
+
+
+def _indices(head: Mapping[str, Any]) -> list[int]:
+    """Return the maps that a head reads."""
+    index = head.get("in_index", -1)
+    return list(index) if isinstance(index, list | tuple) else [index]
+
+
+def _reads_several(head: Mapping[str, Any]) -> bool:
+    return isinstance(head.get("in_index", -1), list | tuple)
+
+
+def _channels_of(head: Mapping[str, Any], maps: Maps) -> list[int]:
+    try:
+        return [maps.channels[index] for index in _indices(head)]
+    except IndexError as error:
+        raise UserError(
+            f"head: {head['type']} reads map {max(_indices(head)) + 1}, the backbone has "
+            f"{len(maps.channels)}"
+        ) from error
 
 
 def _upernet(maps: Maps, shared: dict[str, Any]) -> tuple[dict | None, dict, Any]:

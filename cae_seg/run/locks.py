@@ -33,7 +33,7 @@ class FileLock:
     becomes free after `LEASE_SECONDS`. Host names decide nothing: containers change them.
 
     Args:
-        path: the lock file; `<path>.json` beside it says who holds the lock.
+        path: the lock file; `<path>.json` next to it says who holds the lock.
     """
 
     def __init__(self, path: Path) -> None:

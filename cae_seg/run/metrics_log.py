@@ -22,10 +22,14 @@ class MetricsLogger:
 
     Args:
         path: `metrics.jsonl`, or None to write nothing (ranks other than the first).
+
+    Attributes:
+        last: the values that were written last of each kind.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
+        self.last: dict[str, dict[str, Any]] = {}
         self._failing = False
         if path is not None:
             try:
@@ -36,11 +40,12 @@ class MetricsLogger:
 
     def write(self, kind: str, **values: Any) -> None:
         """Append one line; a full disk is warned about once and does not end the run."""
+        self.last[kind] = values
         if self._path is None:
             return
         line = json.dumps({"kind": kind, "time": time.time(), **_plain(values)}) + "\n"
         try:
-            # Opened anew each time: the file may be moved away or restored under a long run.
+            # Opened each time: the file may be moved away or restored under a long run.
             with open(self._path, "ab") as stream:
                 if self._failing:
                     stream.write(b"\n")

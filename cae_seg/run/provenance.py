@@ -57,7 +57,7 @@ def library_versions() -> dict[str, str | None]:
 
 
 def versions() -> dict[str, str | None]:
-    """Return the versions worth noting beside a run."""
+    """Return the versions worth noting with a run."""
     own = {"python": platform.python_version(), "cae_seg": _version(("cae-seg",))}
     return {**own, **library_versions()}
 

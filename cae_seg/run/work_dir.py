@@ -80,7 +80,7 @@ class WorkDir(WorkFiles):
         atomic_write_json(self.summary_file, summary)
 
     def await_other_writer(self, wait: float) -> None:
-        """Wait until nobody writes here, as a launcher does before it takes GPUs.
+        """Wait until no process writes here, as a launcher does before it takes GPUs.
 
         Raises:
             Busy: another writer is here, and still is after `wait` seconds.

@@ -71,7 +71,7 @@ def _allowed_keys(place: tuple) -> list[str]:
 
 
 def _label(content: Mapping[str, Any], place: tuple) -> tuple[str, str]:
-    """Split `place` into the row it lies in, as a person calls it, and the key."""
+    """Split `place` into its row, as a person calls it, and the key."""
     label = ""
     if len(place) > 2 and place[0] in ("experiments", "grid"):
         row = content[place[0]][place[1]]

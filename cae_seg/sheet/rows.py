@@ -11,6 +11,7 @@ from cae_seg.errors import UserError
 from cae_seg.sheet.messages import nearest, reason
 from cae_seg.sheet.schema import (
     BUILT_BY_CONFIG,
+    HEAD_LABELS,
     MOST_RUNS,
     RECIPES,
     RESERVED_NAMES,
@@ -57,6 +58,20 @@ class _Configs:
             return wanted
         raise RowError(row.name, f"config: {wanted!r} is no config; {nearest(wanted, self._paths)}")
 
+    def check_head(self, row: Experiment) -> None:
+        """Refuse a head that is neither one of ours nor a config."""
+        head = row.head
+        if head is None or head in HEAD_LABELS or head in self._paths:
+            return
+        if head.startswith(ZOO_PREFIX):
+            try:
+                find_config(head)
+            except UserError as error:
+                raise RowError(row.name, f"head: {error}") from error
+        elif not (head.endswith(".py") and (self._root / head).is_file()):
+            known = nearest(head, [*HEAD_LABELS, *self._paths])
+            raise RowError(row.name, f"head: {head!r} is no head and no config; {known}")
+
     def _find_in_zoo(self, wanted: str, row: Experiment) -> str:
         try:
             find_config(wanted)
@@ -77,6 +92,7 @@ def resolve_rows(rows: Iterable[Experiment], root: Path) -> Iterator[Experiment]
         names.add(row.name)
         config = configs.find(row)
         _check_backbone(row, Path(config).stem)
+        configs.check_head(row)
         _check_nodes(row)
         rate = _checked_rate(row, Path(config).stem)
         yield row.model_copy(update={"config": config, "learning_rate": rate})

@@ -288,9 +288,12 @@ class Settings(_Strict):
         default=None,
         description="timm model, with or without a tag, that replaces the config's backbone",
     )
-    head: (
-        Literal["upernet", "linear", "linear_4", "setr_naive", "setr_pup", "setr_mla", "fcn"] | None
-    ) = Field(default=None, description="head that replaces the config's; upernet for a timm model")
+    head: FileName | None = Field(
+        default=None,
+        description="head that replaces the config's: `upernet`, `linear`, `linear_4`, "
+        "`setr_naive`, `setr_pup`, `setr_mla`, `fcn`, or a config whose head and neck are taken; "
+        "upernet for a timm model",
+    )
     frozen: StrictBool = Field(
         default=False, description="train neck and head only; the backbone keeps its weights"
     )
@@ -340,7 +343,8 @@ class Experiment(Settings):
     backbone: Backbone = Field(description="the backbone, as the table names it")
     pretraining_epochs: Epochs = Field(description="length of the pretraining, epochs")
     checkpoint: Checkpoint = Field(
-        description="pretrained checkpoint: path, URL, or hf:OWNER/NAME of the Hugging Face hub"
+        description="pretrained checkpoint: path, URL, or hf:OWNER/NAME of the Hugging Face hub; "
+        "none to train from random weights"
     )
     checkpoint_sha256: Sha256 | None = Field(
         default=None, description="SHA-256 that the checkpoint must have (64 hex digits)"
@@ -387,6 +391,7 @@ class Experiment(Settings):
         choice = {"timm": self.timm, "head": self.head, "frozen": self.frozen or None}
         if self.class_weights is not None:
             choice["class_weights"] = str(list(self.class_weights)).replace(" ", "")
+        choice["pretrained"] = None if self.has_checkpoint else "None"
         return {f"model.{key}": str(value) for key, value in choice.items() if value is not None}
 
     @property
@@ -412,6 +417,11 @@ class Experiment(Settings):
             if value is not None
         }
         return ", ".join(f"{key} {value}" for key, value in texts.items())
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the backbone starts from a checkpoint, not from random weights."""
+        return self.checkpoint != "none"
 
     @property
     def checkpoint_is_url(self) -> bool:

@@ -1,4 +1,4 @@
-"""The files that are shown beside a run in MLflow."""
+"""The files that are shown with a run in MLflow."""
 
 import csv
 import json

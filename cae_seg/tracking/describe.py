@@ -86,6 +86,8 @@ def parameters(metadata: dict[str, Any], labels: dict[str, Any]) -> dict[str, st
         "backbone": labels.get("backbone"),
         "pretraining_method": labels.get("method"),
         "pretraining_epochs": labels.get("pretraining_epochs"),
+        "head": labels.get("head"),
+        "data": labels.get("data"),
         "learning_rate": labels.get("learning_rate", metadata["learning_rate"]),
         "layer_decay": metadata.get("layer_decay"),
         "drop_path": metadata.get("drop_path"),
@@ -154,7 +156,9 @@ def labels_of(metadata: dict[str, Any], sheet: Path | None) -> dict[str, Any]:
         return {}
     from cae_seg.sheet.reading import load_sheet
 
-    for row in load_sheet(sheet).experiments:
+    found = load_sheet(sheet)
+    for row in found.experiments:
         if row.name == metadata["experiment"]:
-            return {name: getattr(row, name) for name in LABELS}
+            places = {"head": row.head_label, "data": found.data_label(row)}
+            return {name: getattr(row, name) for name in LABELS} | places
     return {}

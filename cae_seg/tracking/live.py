@@ -133,7 +133,7 @@ class _Stream:
     def _warn(self, error: Exception) -> None:
         if not self._warned:
             uri = redact_uri(self._uri)
-            logger.warning("%s is away (%s); training goes on, I keep trying", uri, error)
+            logger.warning("%s is unreachable (%s); training continues, retrying", uri, error)
         self._warned = True
 
     def end(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Weights as MLflow model artefacts: written beside a run, opened from its address."""
+"""Weights as MLflow model artefacts: written with a run, opened from its address."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Which MLflow, and the embedded one: an SQLite file under `results/` with artifacts beside it."""
+"""Which MLflow, and the embedded one: an SQLite file under `results/` with artifacts next to it."""
 
 import contextlib
 import json

@@ -200,7 +200,7 @@ class RunSync:
             return self._send_points(curve_points(history))
 
     def _forget(self) -> None:
-        # MLflow may have got more or less than we know: ask anew at the next delivery.
+        # MLflow may have got more or less than we know: ask again at the next delivery.
         self.run_id, self._logged_steps, self._visualizations = None, {}, set()
 
     def mark_paused(self) -> None:

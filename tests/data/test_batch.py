@@ -1,11 +1,10 @@
-"""From samples to a batch: the same numbers on every way, and order kept by the prefetcher."""
+"""From samples to a batch: the same numbers on every way."""
 
-import pytest
 import torch
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from cae_seg.data.batch import Prefetcher, stage
+from cae_seg.data.batch import stage
 from cae_seg.data.transforms import BatchPreprocessor
 
 CPU = torch.device("cpu")
@@ -48,14 +47,3 @@ def test_one_expression_gives_the_bits_of_image_by_image():
     for ours, theirs in zip(found["data_samples"], expected["data_samples"], strict=True):
         assert ours.gt_sem_seg.data.dtype == torch.int64
         assert torch.equal(ours.gt_sem_seg.data, theirs.gt_sem_seg.data)
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_prefetched_batches_come_in_order(device):
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
-    found = list(Prefetcher([batch(seed) for seed in range(4)], torch.device(device)))
-    assert len(found) == 4
-    for seed, given in enumerate(found):
-        for image, expected in zip(given["inputs"], batch(seed)["inputs"], strict=True):
-            assert torch.equal(image.cpu(), expected)

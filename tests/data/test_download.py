@@ -145,6 +145,11 @@ def test_other_schemes_are_refused(url, tmp_path):
         download(url, tmp_path / "ade.zip")
 
 
+def test_a_host_name_that_is_too_long_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot be downloaded"):
+        download(f"http://{'a' * 300}/ade.zip", tmp_path / "ade.zip")
+
+
 def test_prepare_from_a_url(server, tmp_path):
     archive = zip_tree(make_tree(tmp_path / "made"), tmp_path / "a.zip")
     server.content = archive.read_bytes()

@@ -5,7 +5,8 @@ import pytest
 import torch
 from fidelity import record
 
-from cae_seg.data.metric import areas, confusion, scores
+from cae_seg.data.metric import ExactIoUMetric, areas, confusion, scores
+from cae_seg.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "eval.npz"
 
@@ -65,3 +66,35 @@ def test_nothing_but_ignored_pixels_gives_no_score():
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match="differ"):
         confusion(torch.zeros(2, 2), torch.zeros(2, 3))
+
+
+def measure(classes: int, prediction: torch.Tensor, label: torch.Tensor) -> ExactIoUMetric:
+    metric = ExactIoUMetric()
+    metric.dataset_meta = {"classes": [f"class {number}" for number in range(classes)]}
+    sample = {
+        "pred_sem_seg": {"data": prediction[None]},
+        "gt_sem_seg": {"data": label[None]},
+        "img_path": "street.jpg",
+    }
+    metric.process({}, [sample])
+    metric.evaluate(1)
+    return metric
+
+
+def test_the_confusion_matrix_has_the_classes_of_the_data_also_more_than_a_byte_holds():
+    labels = torch.arange(300).reshape(15, 20)
+    labels[0, 5], labels[12, 15] = 4, 255  # the ignored index takes the place of class 255
+    metric = measure(300, labels.clone(), labels)
+    assert metric.counts.shape == (300, 300)
+    assert metric.counts[299, 299] == 1
+    assert metric.scores["mIoU"] == 100
+
+
+@pytest.mark.parametrize("which", ["prediction", "annotation"])
+def test_a_pixel_outside_of_the_classes_is_an_error_not_another_class(which):
+    good, bad = torch.zeros(4, 4, dtype=torch.int64), torch.zeros(4, 4, dtype=torch.int64)
+    bad[1, 2] = 5
+    maps = (bad, good) if which == "prediction" else (good, bad)
+    message = f"street.jpg: its {which} has 1 pixels outside of the 5 classes"
+    with pytest.raises(UserError, match=message):
+        measure(5, *maps)

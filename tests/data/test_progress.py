@@ -1,7 +1,7 @@
 import io
 
 import cae_seg.progress as module
-from cae_seg.progress import progress
+from cae_seg.progress import progress, run_label, training_note
 
 
 def test_log_gets_one_line_for_a_quick_loop():
@@ -49,3 +49,25 @@ def test_the_display_ends_when_the_loop_breaks():
         if step == 2:
             break
     assert log.getvalue().startswith("verify: 1/3 image")
+
+
+def test_a_line_of_a_training_names_run_score_with_its_iteration_and_speed():
+    log = io.StringIO()
+    note = training_note(
+        {"loss": 1.23456, "lr": 9.8e-5, "images_per_second": 31.04, "gpu_memory_mb": 12_595},
+        miou=(1600, 41.2345),
+    )
+    label = run_label("vit_b_800", 1)
+    with progress(160_000, f"train {label}", "iterations", initial=1999, stream=log) as bar:
+        bar.note(note)
+        bar.update()
+    (line,) = log.getvalue().splitlines()
+    assert line.startswith("train vit_b_800 seed 1: 2000/160000 iterations (1 %), 0 s elapsed, ")
+    assert line.endswith(
+        " left, loss 1.235, mIoU 41.23 at 1600, lr 9.80e-05, 31.0 images/s, 12.3 GB"
+    )
+
+
+def test_a_line_leaves_out_what_is_not_known():
+    assert training_note({"loss": 2.0, "lr": None}) == "loss 2.000"
+    assert run_label(None, 0) == "seed 0"

@@ -50,6 +50,29 @@ def test_a_row_whose_options_have_no_effect_is_refused(tmp_path, keys, message):
     assert str(raised.value).startswith(f"{tmp_path / 'sheet.yaml'}: experiment 'a': ")
 
 
+ZOO_SWIN = "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
+
+
+@pytest.mark.parametrize(
+    ("keys", "built"),
+    [
+        ({"backbone": "Swin-B", "config": ZOO_SWIN}, "Swin-T"),
+        ({"backbone": "ViT-B", "timm": "resnet50"}, "ResNet-50"),
+        ({"backbone": "ViT-L/16", "timm": "vit_base_patch16_224"}, "ViT-B"),
+        ({"backbone": "Swin-T", "config": ZOO_SWIN}, None),
+        ({"backbone": "ViT-B/16", "timm": "vit_base_patch16_224"}, None),
+        ({"backbone": "Mine", "timm": "resnet50"}, None),
+    ],
+)
+def test_a_label_that_the_config_does_not_build_is_refused(tmp_path, keys, built):
+    sheet = sheet_of(tmp_path, **keys)
+    if built is None:
+        assert check_rows(sheet) == 1
+        return
+    with pytest.raises(UserError, match=f"backbone: '{keys['backbone']}'.*builds {built}"):
+        check_rows(sheet)
+
+
 def test_rows_with_options_and_knobs_that_fit_pass(tmp_path):
     options = {"model.backbone.drop_path_rate": 0.2, "default_hooks.logger.interval": 1}
     assert check_rows(sheet_of(tmp_path, options=options, iterations=9, crop_size=64)) == 1

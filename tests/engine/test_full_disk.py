@@ -100,7 +100,7 @@ COMMANDS = [
     f"{EVALUATE} --show-dir DISK/show",
     "predict WEIGHTS IMAGES --device cpu --out DISK/out",
     "export WEIGHTS --format mmseg --out DISK/model",
-    f"summarise {METRICS} --out DISK/s.json",
+    f"aggregate-seeds {METRICS} --out DISK/s.json",
     "table --sheet sheet.yaml --out DISK/table.md",
     "table --sheet sheet.yaml --csv DISK/table.csv",
     "table --sheet sheet.yaml --pages DISK/pages",

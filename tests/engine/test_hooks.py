@@ -54,7 +54,7 @@ class Drifting(Hook):
 
 @pytest.fixture
 def hooked(config, tmp_path, monkeypatch):
-    """Write a config with custom hooks; the hooks' module lies beside it."""
+    """Write a config with custom hooks; the hooks' module is next to it."""
     (tmp_path / "my_hooks.py").write_text(HOOKS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")

@@ -25,6 +25,47 @@ def test_timm_model_and_head_replace_the_config_s_own():
         assert model(torch.zeros(1, 3, 96, 96)).shape[:2] == (1, 150)
 
 
+OWN_HEAD = """
+model = dict(
+    decode_head=dict(type="FCNHead", in_channels=7, in_index=1, channels=8, num_classes=21),
+    auxiliary_head=[dict(type="FCNHead", in_channels=7, in_index=3, channels=8, num_classes=21)],
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        ("mmseg::pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py", "PSPHead"),
+        ("upernet_swin_tiny_patch4_window7_512x512_160k_ade20k", "UPerHead"),
+        ("setr_mla_512x512_160k_ade20k_bs_16", "MLAHead"),
+        ("own", "FCNHead"),
+    ],
+)
+def test_head_of_a_config_fits_the_backbone_and_the_classes(head, kind, tmp_path):
+    if head == "own":
+        head = str(tmp_path / "head.py")
+        (tmp_path / "head.py").write_text(OWN_HEAD)
+    config = load_config(DEMO, {"model.head": head})
+    assert config.model.decode_head.type == kind
+    assert config.model.backbone.type == "CAEBlocks"
+    model = build_model(config, 0, start=True).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 96, 96)).shape[:2] == (1, 150)
+
+
+def test_head_of_a_config_that_reads_more_maps_is_refused(tmp_path):
+    (tmp_path / "head.py").write_text(OWN_HEAD.replace("in_index=3", "in_index=5"))
+    with pytest.raises(UserError, match="head: FCNHead reads map 6, the backbone has 4"):
+        load_config(DEMO, {"model.head": str(tmp_path / "head.py")})
+
+
+def test_no_checkpoint_replaces_that_of_the_config():
+    swin = "mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py"
+    assert load_config(swin).model.backbone.init_cfg.checkpoint
+    assert load_config(swin, {"model.pretrained": None}).model.backbone.init_cfg is None
+
+
 def test_crop_size_and_options_reach_the_new_backbone():
     options = {"model.timm": "vit_tiny_patch16_224", "model.backbone.drop_path_rate": 0.2}
     config = load_config(DEMO, options, Knobs(crop_size=(64, 64)))

@@ -16,7 +16,6 @@ from fake_runs import (
 )
 
 from cae_seg.errors import UserError
-from cae_seg.progress import run_label, training_line
 from cae_seg.results.status import unfinished, write_status
 from cae_seg.run.failure import read_failure, recording_failure
 
@@ -105,23 +104,3 @@ def test_a_failure_leaves_nothing_where_no_run_is(tmp_path):
     with pytest.raises(UserError), recording_failure(tmp_path / "work"):
         raise UserError("no such config")
     assert not list(tmp_path.iterdir())
-
-
-def test_the_line_of_a_training_names_run_score_with_its_iteration_and_time_left():
-    line = training_line(
-        run_label("vit_b_800", 1),
-        2000,
-        160_000,
-        {"loss": 1.23456, "lr": 9.8e-5, "images_per_second": 31.04, "gpu_memory_mb": 12_595},
-        miou=(1600, 41.2345),
-        seconds_left=18_720,
-    )
-    assert line == (
-        "vit_b_800 seed 1: iteration 2000/160000, loss 1.235, mIoU 41.23 at 1600, lr 9.80e-05,"
-        " 31.0 images/s, 12.3 GB, ETA 5 h 12 min"
-    )
-
-
-def test_a_line_leaves_out_what_is_not_known():
-    line = training_line(run_label(None, 0), 1, 8, {"loss": 2.0, "lr": None})
-    assert line == "seed 0: iteration 1/8, loss 2.000"

@@ -86,6 +86,24 @@ def test_table_names_the_head_of_a_row(tmp_path, more, label):
     assert sheet(tmp_path, backbone, more).experiments[0].head_label == label
 
 
+def test_row_without_a_checkpoint_starts_from_random_weights(tmp_path):
+    path = tmp_path / "sheet.yaml"
+    path.write_text(f"experiments:\n  - {ROW % ('ViT-B', '')}\n".replace("a.pth", "none"))
+    (row,) = load_sheet(path, root=ROOT).experiments
+    assert not row.has_checkpoint
+    assert row.model_options == {"model.pretrained": "None"}
+
+
+def test_head_may_be_a_config(tmp_path):
+    head = "mmseg::pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py"
+    row = sheet(tmp_path, "ViT-B", f", head: '{head}'").experiments[0]
+    assert row.model_options == {"model.head": head}
+    assert row.head_label == "pspnet_r50-d8_4xb4-80k_ade20k-512x512"
+    for wrong, hint in (("linaer", "did you mean linear"), ("mmseg::pspnet/psp.py", "nearest")):
+        with pytest.raises(UserError, match=f"experiment 'one': head: .*{hint}"):
+            sheet(tmp_path, "ViT-B", f", head: '{wrong}'")
+
+
 def test_backbone_without_a_recipe_needs_a_config(tmp_path):
     with pytest.raises(UserError, match="config: is missing; 'Mine' has no recipe of its own"):
         sheet(tmp_path, "Mine")

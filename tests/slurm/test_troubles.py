@@ -114,11 +114,11 @@ def test_a_site_without_accounting_is_served_by_squeue(site):
     cluster = Cluster(Path(site.cluster))
     stop(cluster, "slurmdbd")
     try:
-        sheet = site.sheet("unaccounted", {"unaccounted": {}, "cancelled": {}})
+        sheet = site.sheet("unaccounted", {"unaccounted": {}, "stopped": {}})
         process = site.snakemake(
             sheet, "--until", "fine_tune", "--retries", "0", STUB_SECONDS="20", **OWN_SETTINGS
         )
-        site_job = wait_until("cancelled runs", lambda: site.job("cancelled"))
+        site_job = wait_until("the job runs", lambda: site.job("stopped"))
         site.ask("scancel", site_job)
         assert process.wait(300) == 1, site.output(sheet)[-3000:]
     finally:

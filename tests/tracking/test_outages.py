@@ -107,14 +107,14 @@ def test_a_server_that_dies_in_the_middle_misses_nothing(begun, mortal_server, c
         wait_until("6 points", lambda: len(steps(uri)) == 6)
         mortal_server.kill()
         log_between(begun, 60, 130)
-        wait_until("the outage is noticed", lambda: "is away" in caplog.text)
+        wait_until("the outage is noticed", lambda: "is unreachable" in caplog.text)
         mortal_server.start()
         wait_until("13 points", lambda: len(steps(uri)) == 13)
         mortal_server.kill()
         log_between(begun, 130, 150)
         mortal_server.start()
         wait_until("15 points", lambda: len(steps(uri)) == 15)
-    assert caplog.text.count("is away") == 1
+    assert caplog.text.count("is unreachable") == 1
     assert follower.end()["delivered"]
     log_between(begun, 150, 200)
     finish_run(begun, lines=False)
@@ -126,7 +126,7 @@ def test_a_server_that_comes_late_gets_everything(begun, mortal_server, caplog):
     with caplog.at_level(logging.WARNING, "cae_seg"):
         follower = Follower(begun, mortal_server.uri)
         log_between(begun, 0, 100)
-        wait_until("the outage is noticed", lambda: "is away" in caplog.text)
+        wait_until("the outage is noticed", lambda: "is unreachable" in caplog.text)
     mortal_server.start()
     wait_until("10 points", lambda: len(steps(mortal_server.uri)) == 10)
     follower.end()

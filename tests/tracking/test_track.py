@@ -87,8 +87,9 @@ def test_the_sheet_gives_backbone_and_pretraining_and_is_remembered(run, store, 
     assert not answer(run)["delivered"]
     track(run, uri=store)
     data = only_run(store).data
-    labels = ("backbone", "pretraining_method", "pretraining_epochs", "learning_rate")
-    assert [data.params[name] for name in labels] == ["ViT-B", "CAE", "800", "1.0e-4"]
+    labels = ("backbone", "pretraining_method", "pretraining_epochs", "head", "learning_rate")
+    assert [data.params[name] for name in labels] == ["ViT-B", "CAE", "800", "recipe", "1.0e-4"]
+    assert data.params["data"] == "ADE20K"
     assert data.tags["published_miou"] == "49.7"
 
 

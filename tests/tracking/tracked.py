@@ -59,7 +59,7 @@ def assert_whole(uri: str, run: Any, upto: int = 200, *, miou: float = 48.0) -> 
 
 
 def artifact_names(uri: str, run: Any, folder: str | None = None) -> set[str]:
-    """Return the paths of all files shown beside a run."""
+    """Return the paths of all files shown with a run."""
     names = set()
     for entry in open_artifacts(client(uri), uri, run.info.run_id).list_artifacts(folder):
         names |= artifact_names(uri, run, entry.path) if entry.is_dir else {entry.path}

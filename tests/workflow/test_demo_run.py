@@ -88,7 +88,9 @@ def test_the_facts_of_a_run_are_written_beside_it(demo_run):
 
 
 def test_a_person_watching_sees_progress_and_no_chatter(demo_run):
-    assert re.search(r"train tiny_\S+: \d+/\d+ iterations .* left, loss \d", demo_run.output)
+    assert re.search(
+        r"train tiny_\S+ seed 0: \d+/\d+ iterations .* left, loss \d.*, lr \d", demo_run.output
+    )
     assert re.search(r"mIoU \d+\.\d+", demo_run.output)
     assert re.search(r"\d+ of \d+ steps \(\d+%\) done", demo_run.output)
     assert "Warning" not in demo_run.output

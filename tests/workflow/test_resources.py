@@ -14,7 +14,7 @@ exit 1
 
 @pytest.fixture
 def cluster(checkout):
-    """A checkout beside a cluster that notes what it is asked for and refuses it."""
+    """A checkout with a cluster that notes what it is asked for and refuses it."""
     for command in ("sbatch", "sacct", "squeue", "sinfo", "scontrol", "scancel"):
         script = checkout.path / "bin" / command
         script.write_text(SUBMIT if command == "sbatch" else "#!/bin/sh\nexit 0\n")

@@ -9,6 +9,7 @@ experiments:
   - &row
     {name: on_ade, backbone: ViT-tiny, pretraining_epochs: 1, checkpoint: a.pth,
     learning_rate: 1e-3}
+  - {<<: *row, name: from_nothing, checkpoint: none}
   - {<<: *row, name: on_leaves, data: leaves, class_weights: [1, 2], aug_test: true}
 """
 
@@ -33,6 +34,11 @@ def test_each_run_gets_the_data_of_its_row(checkout, tmp_path):
             option for call in made if call[0] == command for option in call if "--data=" in option
         }
         assert data == {"--data=data/ade20k/manifest.json", "--data=data/leaves/manifest.json"}
+    trained = {call[1]: call for call in made if call[0] == "train"}
+    assert not [option for option in trained["--name=from_nothing"] if "--pretrained" in option]
+    assert "--cfg-options=model.pretrained=None" in trained["--name=from_nothing"]
+    assert [option for option in trained["--name=on_ade"] if "--pretrained=" in option]
+    assert sum(call[:2] == ["prepare", "checkpoint"] for call in made) == 2
     augmented = [call for call in made if "--aug-test" in call]
     assert [option for call in augmented for option in call if "--out=" in option] == [
         "--out=results/on_leaves/seed_0/metrics_aug_test.json"

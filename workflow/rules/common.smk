@@ -98,12 +98,18 @@ def inspection(found: Experiment) -> str:
     return f"{stem}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
 
 
-CHECKPOINTS = {inspection(found): found for found in SHEET.experiments}
+CHECKPOINTS = {inspection(found): found for found in SHEET.experiments if found.has_checkpoint}
 
 
-def inspected(wildcards) -> str:
-    """Return the inspection that a run needs."""
-    return f"<results>/checkpoints/{inspection(row(wildcards))}.json"
+def inspected(wildcards) -> list[str]:
+    """Return the inspection that a run needs; none where it starts from random weights."""
+    found = row(wildcards)
+    return [f"<results>/checkpoints/{inspection(found)}.json"] if found.has_checkpoint else []
+
+
+def pretrained(wildcards, input) -> list[str]:
+    """Return the option that names the inspected checkpoint, if there is one."""
+    return [f"--pretrained={file}" for file in input.get("checkpoint", [])]
 
 
 def model_options(wildcards) -> list[str]:

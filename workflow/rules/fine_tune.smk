@@ -1,4 +1,4 @@
-# The run's resumable state lies in work/, which is no output: Snakemake deletes outputs when a job
+# The run's resumable state is in work/, which is no output: Snakemake deletes outputs when a job
 # starts or fails. `run.json` is written last, when the run is whole. It deletes logs as well, so
 # that the log of all attempts, console.log, is only linked to.
 # SLURM's signals go to the whole process group: `exec` leaves no shell that would die of one before
@@ -29,6 +29,7 @@ rule fine_tune:
         config=row_value("config"),
         rate=row_value("learning_rate"),
         recipe=recipe_options,
+        pretrained=pretrained,
         machine=machine_options,
         gpus=given_gpus,
         work=subpath(output.run, parent=True),
@@ -40,6 +41,6 @@ rule fine_tune:
         "ln -sfr {params.work:q}/console.log {log:q}; exec cae-seg train"
         " --name={wildcards.experiment:q} --seed={wildcards.seed:q} --learning-rate={params.rate:q}"
         " {params.recipe:q} {params.machine:q} --data={input.data:q} --sheet={params.sheet:q}"
-        " --pretrained={input.checkpoint:q} --work-dir={params.work:q}/work --out={output.run:q}"
+        " {params.pretrained:q} --work-dir={params.work:q}/work --out={output.run:q}"
         " --attempt={resources.attempt:q} --error-file={resources.no_retry_file:q} -- {params.config:q}"
         " > >(trap '' INT TERM USR1; exec tee -a {log:q}) 2>&1"

@@ -34,7 +34,7 @@ def schema_text() -> str:
 
 
 def readme_text(text: str) -> str:
-    """Return `text` with the tables between its markers drawn anew."""
+    """Return `text` with the tables between its markers replaced."""
     for name, model in MODELS.items():
         table = "\n".join(_rows(model, shared=name in ("experiments", "grid")))
         block = rf"(<!-- keys: {name} -->\n).*?(<!-- end -->)"

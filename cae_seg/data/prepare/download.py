@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 import requests
+from urllib3.exceptions import LocationParseError
 
 from cae_seg.errors import UserError
 from cae_seg.files import sha256_file
@@ -35,10 +36,10 @@ def url_name(url: str) -> str:
 
 
 def download(url: str, target: Path, *, sha256: str | None = None) -> Path:
-    """Fetch `url` to `target`; go on where an earlier try stopped.
+    """Fetch `url` to `target`; resume where an earlier try stopped.
 
-    What has arrived lies in `<target>.part` until it is whole and, where `sha256` is given, until
-    it hashes to that. A file that changed on the server meanwhile is fetched again.
+    What has arrived is kept in `<target>.part` until it is whole and, where `sha256` is given,
+    until it hashes to that. A file that changed on the server meanwhile is fetched again.
 
     `${NAME}` in the address stands for an environment variable, so that no secret has to be
     written into a sheet; user names and passwords are taken from `~/.netrc`.
@@ -67,7 +68,7 @@ def download(url: str, target: Path, *, sha256: str | None = None) -> Path:
                     "run the same command again to go on"
                 ) from error
             time.sleep(PAUSE_SECONDS)
-        except requests.RequestException as error:
+        except (requests.RequestException, LocationParseError) as error:
             raise UserError(f"{url}: cannot be downloaded ({_reason(error)})") from error
     try:
         check_sha256(part, sha256)
@@ -161,7 +162,7 @@ def _remember(validator: Path, answer: requests.Response) -> None:
     tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
     if tag and not tag.startswith("W/"):
         validator.write_text(tag)
-    else:  # without a strong mark two versions could be mixed: begin anew next time
+    else:  # without a strong mark two versions could be mixed: start over next time
         validator.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Unpack a zip archive that nobody vouches for."""
+"""Safely extract an untrusted zip archive."""
 
 import hashlib
 import shutil

@@ -4,7 +4,7 @@
 
 The steps leave nothing that looks whole before it is: the download grows in `<archive>.part`, the
 archive is unpacked and verified in a hidden folder, which then takes its name in one rename, and
-the manifest is written last. Whatever was interrupted, the next start goes on from the last whole
+the manifest is written last. Whatever was interrupted, the next start resumes from the last whole
 step.
 """
 

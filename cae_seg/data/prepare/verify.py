@@ -165,7 +165,7 @@ def _names(folder: Path, suffix: str) -> set[str] | None:
     """Return the names in a folder and those below it, without suffix; None without a folder."""
     if not folder.is_dir():
         return None
-    # Archives made on a Mac hold a "._name" beside each name.
+    # Archives made on a Mac hold a "._name" next to each name.
     return {
         os.path.relpath(os.path.join(parent, name), folder).removesuffix(suffix)
         for parent, _, files in os.walk(folder)

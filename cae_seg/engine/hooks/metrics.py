@@ -6,10 +6,12 @@ import time
 from typing import Any
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from cae_seg.engine.ranks import all_reduce_mean
 from cae_seg.run.nonfinite import LossGuard
 
 logger = logging.getLogger("cae_seg")
@@ -55,7 +57,7 @@ class MetricsHook(Hook):
         session, iteration = runner.session, runner.iter + 1
         norm = outputs.pop("grad_norm", None)
         names = sorted(outputs)
-        means = session.ranks.mean([float(outputs[name]) for name in names])
+        means = all_reduce_mean([float(outputs[name]) for name in names])
         values = dict(zip(names, means, strict=True))
         if not math.isfinite(values.get("loss", 0.0)):
             self._warn_of_loss(runner, iteration)
@@ -67,7 +69,7 @@ class MetricsHook(Hook):
             grad_norm=norm,
             images_per_second=session.split.global_batch * self._count / self._seconds,
             data_seconds=self._data_seconds / self._count,
-            gpu_memory_mb=_peak_memory(session.ranks.device),
+            gpu_memory_mb=_peak_memory(session.device),
         )
         self._restart_clock()
         self._guard.check(iteration, values.get("loss", 0.0))
@@ -81,7 +83,7 @@ class MetricsHook(Hook):
     @staticmethod
     def _warn_of_loss(runner: Runner, iteration: int) -> None:
         text = "the loss is NaN or infinite; training is unlikely to recover, lower the rate"
-        if runner.session.ranks.first:
+        if is_main_process():
             logger.warning("iteration %d: %s", iteration, text)
         runner.session.metrics.event("warning", iteration=iteration, message=text)
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from cae_seg.progress import Progress, progress
+from cae_seg.progress import Progress, progress, training_note
 from cae_seg.run.logs import SafeStream
 
 
@@ -16,20 +17,20 @@ class ProgressHook(Hook):
     """A bar, or occasional lines, for training and for each evaluation.
 
     Args:
-        name: of the run.
+        label: of the run, as `run_label` returns it.
+        miou: iteration and mIoU of the last evaluation before this attempt.
     """
 
     priority = "VERY_LOW"
     stateless = True
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, label: str, miou: tuple[int, float] | None = None) -> None:
+        self._label, self._miou = label, miou
         self._bars: dict[str, Progress] = {}
-        self._note: dict[str, str] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Open the bar of the training."""
-        self._open(runner, f"train {self._name}", "iterations", runner.max_iters, runner.iter)
+        self._open(f"train {self._label}", "iterations", runner.max_iters, runner.iter)
 
     def after_train_iter(
         self,
@@ -38,10 +39,9 @@ class ProgressHook(Hook):
         data_batch: Any = None,
         outputs: dict[str, Any] | None = None,
     ) -> None:
-        """Count an iteration; name its loss where that is logged."""
-        if runner.model.wants_norm and outputs:
-            self._note["loss"] = f"{float(outputs['loss']):.3f}"
-            self._show_note()
+        """Count an iteration; show the values of the metrics log as they are written."""
+        if runner.model.wants_norm:
+            self._show_note(runner)
         self._bars["iterations"].update()
 
     def after_train(self, runner: Runner) -> None:
@@ -51,7 +51,7 @@ class ProgressHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         """Open the bar of an evaluation."""
         images = len(runner.val_dataloader.dataset)
-        self._open(runner, f"evaluate {self._name}", "images", images)
+        self._open(f"evaluate {self._label}", "images", images)
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -63,13 +63,13 @@ class ProgressHook(Hook):
         """Close the bar of an evaluation; keep its score in sight."""
         self._bars.pop("images").close()
         if metrics and "mIoU" in metrics:
-            self._note["mIoU"] = f"{metrics['mIoU']:.2f}"
-            self._show_note()
+            self._miou = (runner.iter, metrics["mIoU"])
+            self._show_note(runner)
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Open the bar of a test."""
         images = len(runner.test_dataloader.dataset)
-        self._open(runner, f"evaluate {self._name}", "images", images)
+        self._open(f"evaluate {self._label}", "images", images)
 
     after_test_iter: Callable[..., None] = after_val_iter
 
@@ -82,11 +82,11 @@ class ProgressHook(Hook):
         while self._bars:
             self._bars.popitem()[1].close()
 
-    def _open(self, runner: Runner, title: str, unit: str, total: int, done: int = 0) -> None:
-        stream = SafeStream(runner.session.ranks.first)
-        self._bars[unit] = progress(total, title.strip(), unit, initial=done, stream=stream)
+    def _open(self, title: str, unit: str, total: int, done: int = 0) -> None:
+        stream = SafeStream(is_main_process())
+        self._bars[unit] = progress(total, title, unit, initial=done, stream=stream)
 
-    def _show_note(self) -> None:
+    def _show_note(self, runner: Runner) -> None:
         if "iterations" in self._bars:
-            text = " ".join(f"{key} {value}" for key, value in sorted(self._note.items()))
-            self._bars["iterations"].note(text)
+            values = runner.session.metrics.last.get("train", {})
+            self._bars["iterations"].note(training_note(values, self._miou))

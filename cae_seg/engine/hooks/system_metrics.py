@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import torch
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -46,7 +47,7 @@ class SystemMetricsHook(Hook):
     ) -> None:
         """Write one line if it is due."""
         now = time.monotonic()
-        if runner.session.ranks.first and now >= self._due:
+        if is_main_process() and now >= self._due:
             self._due = now + self._seconds
             values = {**self._machine(Path(runner.work_dir)), **_gpus()}
             runner.session.metrics.write("system", iteration=runner.iter + 1, **values)

@@ -76,10 +76,13 @@ def _check(tensors: Tensors, model: nn.Module, source: str) -> None:
 def to_model_names(tensors: Tensors, model: nn.Module, dropped: list[str]) -> Tensors:
     """Return published tensors under the model's names; names of dropped ones are appended."""
     parts: dict[str, Tensors] = {}
-    for name, value in tensors.items():
-        prefix = re.match(r"(auxiliary_head\.\d+|\w+)\.", name)[0]
-        parts.setdefault(prefix, {})[name.removeprefix(prefix)] = value
     translated: Tensors = {}
+    for name, value in tensors.items():
+        prefix = re.match(r"(auxiliary_head\.\d+|\w+)\.", name)
+        if prefix is None:  # no part of a segmentor; refused by its name later
+            translated[name] = value
+        else:
+            parts.setdefault(prefix[0], {})[name.removeprefix(prefix[0])] = value
     for prefix, part in parts.items():
         if prefix == "backbone.":
             translated |= _translate_backbone(part, model, dropped)

@@ -32,7 +32,7 @@ def _ignored(*arguments: Any) -> None:
     """Stand for a function that is not called."""
 
 
-# Types without behaviour that training scripts store beside the weights: arguments and numbers.
+# Types without behaviour that training scripts store with the weights: arguments and numbers.
 INERT_TYPES = [
     argparse.Namespace,
     pathlib.PosixPath,
