@@ -171,6 +171,14 @@ def _add(commands: Any, name: str, run: Any, help_: str) -> argparse.ArgumentPar
     return parser
 
 
+def _load_engine() -> None:
+    """Import what registers models and data, without what libraries print meanwhile."""
+    from cae_seg.run.logs import suppress_import_output
+
+    with suppress_import_output():
+        import cae_seg.registration  # noqa: F401
+
+
 def _add_prepare(commands: Any) -> None:
     help_ = "make ready what training needs: the data set, a checkpoint, the demo"
     parser = commands.add_parser("prepare", help=help_, description=help_)
@@ -272,6 +280,7 @@ def _counts(items: Sequence[str]) -> dict[str, int] | None:
 
 
 def _prepare_checkpoint(options: argparse.Namespace) -> None:
+    _load_engine()
     from cae_seg.engine.checkpoint_report import inspect_checkpoint
 
     report = inspect_checkpoint(
@@ -371,6 +380,7 @@ def _add_predict(commands: Any) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
+    _load_engine()
     from cae_seg.engine.predict import predict
 
     written = predict(
@@ -392,6 +402,7 @@ def _add_check_sheet(commands: Any) -> None:
 
 
 def _check_sheet(options: argparse.Namespace) -> None:
+    _load_engine()
     from cae_seg.engine.check_sheet import check_rows
     from cae_seg.sheet.reading import load_sheet
 
@@ -414,19 +425,23 @@ def _add_export(commands: Any) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from cae_seg.engine.export import export_mmseg, export_onnx
     from cae_seg.files import check_output_file, check_writable
 
-    if options.format == "onnx":
-        out = options.out or Path("model.onnx")
-        check_output_file(out)
-        difference = export_onnx(options.weights, out, config=options.config)
-        print(f"{out}: logits within {difference:.1e} of torch's, relative to the largest")
-    else:
-        out = options.out or Path("mmseg_model")
-        check_writable(out)
-        checkpoint, config = export_mmseg(options.weights, out, config=options.config)
-        print(f"mmseg.apis.init_model({str(config)!r}, {str(checkpoint)!r})")
+    onnx = options.format == "onnx"
+    out = options.out or Path("model.onnx" if onnx else "mmseg_model")
+    (check_output_file if onnx else check_writable)(out)
+    _load_engine()
+    from cae_seg.engine.export import export_mmseg, export_onnx
+    from cae_seg.run.logs import configure_logging
+
+    with configure_logging(speak=True):
+        if onnx:
+            difference = export_onnx(options.weights, out, config=options.config)
+            answer = f"{out}: logits within {difference:.1e} of torch's, relative to the largest"
+        else:
+            checkpoint, config = export_mmseg(options.weights, out, config=options.config)
+            answer = f"mmseg.apis.init_model({str(config)!r}, {str(checkpoint)!r})"
+    print(answer)
 
 
 def _add_aggregate_seeds(commands: Any) -> None:

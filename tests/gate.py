@@ -87,7 +87,8 @@ def _wait(closed: Callable[[int, Path], bool]) -> None:
             note = {"iteration": limit, "pid": os.getpid()}
             held.with_name("held.new").write_text(json.dumps(note))
             held.with_name("held.new").rename(held)
-            if select.select([signals], [], [], POLL_SECONDS)[0]:
+            asked_to_stop = select.select([signals], [], [], POLL_SECONDS)[0]
+            if asked_to_stop and _limit(run) == limit:  # else the gate is for the next attempt
                 (run / "gate").unlink(missing_ok=True)
     held.unlink(missing_ok=True)
 

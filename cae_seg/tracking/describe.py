@@ -106,6 +106,7 @@ def parameters(metadata: dict[str, Any], labels: dict[str, Any]) -> dict[str, st
 def tags(metadata: dict[str, Any], labels: dict[str, Any], sheet: Path | None) -> dict[str, str]:
     """Return what may differ between the attempts of one run: machine, batch split, code."""
     batch, device, code = (metadata.get(key) or {} for key in ("batch", "device", "code"))
+    hours = metadata.get("gpu_hours")
     split = "{ranks} × {batch_per_rank}, micro-batch {micro_batch}, accumulation {accumulation}"
     values = {
         "precision": metadata.get("precision"),
@@ -117,7 +118,7 @@ def tags(metadata: dict[str, Any], labels: dict[str, Any], sheet: Path | None) -
         "accelerations": ", ".join(metadata.get("accelerations") or []) or None,
         "slurm_job_ids": ", ".join(str(job) for job in metadata.get("slurm_job_ids") or []) or None,
         "attempts": metadata.get("attempts"),
-        "gpu_hours": metadata.get("gpu_hours"),
+        "gpu_hours": None if hours is None else f"{hours:.3g}",
         "git_commit": code.get("commit"),
         "git_dirty": code.get("dirty"),
         "code_fingerprint": code.get("fingerprint"),

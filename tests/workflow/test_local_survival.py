@@ -74,6 +74,8 @@ def interrupted(checkout, baseline, tmp_path_factory) -> dict:
         first = start_and_hold(INTERVAL + 3)
         os.killpg(first.pid, signal.SIGINT)
         first.wait(900)
+        # Snakemake may end before its jobs do.
+        wait_until("its runs have ended", lambda: not any(one.processes() for one in runs))
         second = start_and_hold(3 * INTERVAL + 3)
         second.kill()
         second.wait()

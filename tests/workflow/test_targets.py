@@ -11,14 +11,15 @@ BASE = "upernet_cae_base_12_512_slide_160k_ade20k_pt_{}"
 PER_ROW = ("inspect_checkpoint", "fine_tune", "evaluate", "aggregate_seeds")
 ALL = {"prepare_data": 1} | dict.fromkeys(PER_ROW, 5)
 MEASURE = """
-import cProfile, pathlib, pstats, resource
+import cProfile, pathlib, pstats, re
 from snakemake.cli import main
 
 profile = cProfile.Profile()
 try:
     profile.runcall(main)
 finally:
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Not ru_maxrss, which begins with the memory of the process that started this one.
+    memory = re.search(r"VmHWM:\\s+(\\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]
     calls = pstats.Stats(profile).total_calls
     pathlib.Path("measured.txt").write_text(f"{calls} {memory}")
 """
