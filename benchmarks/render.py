@@ -38,7 +38,7 @@ COMPARED = {"what", "stock", "ours", "ratio", "target", "agreement", "unit"}
 
 
 def write() -> None:
-    """Render all results that lie in the results folder."""
+    """Render all results in the results folder."""
     results = [read_json(path) for path in sorted(RESULTS.glob("*.json"))]
     atomic_write_text(PAGE, "\n".join([HEAD, *(_section(result) for result in results)]))
 

@@ -68,7 +68,7 @@ def _wait(
     """Start a training; return the seconds to its next line about an iteration, and end it there.
 
     Args:
-        work: work dir, new or to go on from.
+        work: work dir, new or to resume.
         manifest: of the data.
         iterations: length of the run.
         stop_after: iterations to let go by, each saved, before the end.

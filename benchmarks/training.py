@@ -152,7 +152,7 @@ def _agreement(
     stock's own distance is told as well. On CUDA both sides compute in half precision.
     """
     loss, truth = _gradients(_judge(config, ours), batch)
-    said = []
+    differences = []
     for side in ("stock", "ours"):
         model = build_ours(config, device) if side == "ours" else build_stock(config, ours)
         side_loss, gradients = _gradients(model, batch)
@@ -160,12 +160,12 @@ def _agreement(
             ((gradients[n].double() - g).norm() / g.norm().clamp_min(1e-30)).item()
             for n, g in truth.items()
         )
-        said.append(
+        differences.append(
             f"{side} {abs(side_loss / loss - 1):.0e}, {far[len(far) // 2]:.0e} (median), "
             f"{far[int(len(far) * 0.95)]:.0e} (95 %)"
         )
         del model, gradients
-    return f"loss and gradients from double precision: {'; '.join(said)}"
+    return f"loss and gradients from double precision: {'; '.join(differences)}"
 
 
 def _judge(config: Config, ours: nn.Module) -> nn.Module:

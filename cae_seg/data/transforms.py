@@ -176,7 +176,7 @@ class TrainTransform:
     ) -> np.ndarray:
         """Return a window of an image or label resized to `size` (width, height).
 
-        What lies right of the window and below it is left out. What lies before it is not: there
+        What is right of the window and below it is left out. What comes before it is not: there
         OpenCV's rounding of the coordinates would begin elsewhere.
         """
         shape = array.shape[1::-1]

@@ -1,4 +1,4 @@
-"""mmengine's local file backend, with files that are whole or absent, whoever writes them."""
+"""mmengine's local file backend, whose files are either complete or absent."""
 
 from pathlib import Path
 

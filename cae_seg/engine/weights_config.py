@@ -1,6 +1,6 @@
 """The config that a training keeps in its weights, read as data.
 
-A config file is a program and runs when it is loaded; weights are data, whoever sent them. The text
+A config file is a program and runs when it is loaded; weights are data, from any source. The text
 of a config in them is therefore parsed, not run: only assignments of literals are accepted. Of the
 types that it names only registered ones are built, because mmengine would import any other name
 (`os.system` included) and call it with the config's arguments.

@@ -150,7 +150,7 @@ def configure_logging(*, speak: bool) -> Iterator[LogFile]:
 
 
 def _mmengine_logger() -> logging.Logger:
-    """Return the logger that mmengine prints with; it stands outside of the hierarchy."""
+    """Return the logger that mmengine prints with; it is outside of the hierarchy."""
     from mmengine.logging import MMLogger
 
     return MMLogger.get_instance("cae-seg", logger_name="mmengine")

@@ -151,7 +151,7 @@ def _checked_rate(row: Experiment, stem: str) -> str:
 
 
 def rows_of(file: SheetFile) -> list[Experiment]:
-    """Return the rows of a sheet and those that its grids stand for.
+    """Return the rows of a sheet and those that its grids expand to.
 
     Raises:
         ValueError: they are too many, a pattern holds an unknown field, or a row made by a grid
@@ -160,7 +160,7 @@ def rows_of(file: SheetFile) -> list[Experiment]:
     runs = sum(len(row.seeds) for row in file.experiments)
     runs += sum(grid.size * len(grid.seeds) for grid in file.grid)
     if runs > MOST_RUNS:
-        raise ValueError(f"stands for {runs} runs, more than {MOST_RUNS}; use several sheets")
+        raise ValueError(f"expands to {runs} runs, more than {MOST_RUNS}; use several sheets")
     return [*file.experiments, *_grid_rows(file)]
 
 

@@ -339,7 +339,7 @@ class Experiment(Settings):
 
     name: Annotated[
         str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    ] = Field(description="unique name; the results lie in a folder of this name")
+    ] = Field(description="unique name; results are written to a folder of this name")
     backbone: Backbone = Field(description="the backbone, as the table names it")
     pretraining_epochs: Epochs = Field(description="length of the pretraining, epochs")
     checkpoint: Checkpoint = Field(
@@ -455,11 +455,11 @@ class Grid(Settings):
 
     @property
     def size(self) -> int:
-        """Number of rows that the grid stands for."""
+        """Number of rows that the grid expands to."""
         return len(self.backbone) * len(self.pretraining_epochs) * len(self.learning_rate)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield the rows that the grid stands for.
+        """Yield the rows that the grid expands to.
 
         Raises:
             ValueError: a pattern holds an unknown field.

@@ -35,7 +35,7 @@ def rate_text(value: Any) -> str:
 
 
 def one_or_many(value: Any) -> Any:
-    """Let a single value stand for a list of one."""
+    """Accept a single value as a list of one."""
     return value if isinstance(value, list | tuple) else [value]
 
 

@@ -71,7 +71,7 @@ def follow(
 ) -> dict[str, Any]:
     """Stream a run's metrics to MLflow until SIGTERM, Ctrl-C or `stop`.
 
-    While the server is away it warns once and tries again with growing pauses; what was missed
+    While the server is unreachable it warns once and retries with growing pauses; what was missed
     follows in order. What is still missing at the end is left to `track`.
 
     Args:
@@ -109,7 +109,7 @@ class _Stream:
         self._sent = 0
 
     def advance(self) -> bool:
-        """Send what is new; return False while the server is away."""
+        """Send what is new; return False while the server is unreachable."""
         run = open_run(self._path)
         if not run.exists or run.history().begun is None:
             return True

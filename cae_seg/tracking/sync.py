@@ -204,7 +204,7 @@ class RunSync:
         self.run_id, self._logged_steps, self._visualizations = None, {}, set()
 
     def mark_paused(self) -> None:
-        """Say in MLflow that a run that was stopped cleanly will go on."""
+        """Mark a cleanly stopped run in MLflow as one that will resume."""
         with self._reaching():
             self._client.update_run(self.run_id, status="SCHEDULED")
 

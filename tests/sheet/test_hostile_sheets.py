@@ -107,7 +107,7 @@ BROKEN = {
         + "]\n  learning_rate: ["
         + ", ".join(f"{n}e-5" for n in range(1, 301))
         + "]\n",
-        r":1: stands for 120000 runs",
+        r":1: expands to 120000 runs",
     ),
     "format in a pattern": (
         "grid:\n  backbone: ViT-B\n  checkpoint: 'c{epochs:>999999999}.pth'\n"

@@ -45,7 +45,7 @@ def readme_text(text: str) -> str:
 
 
 def _rows(model: type[BaseModel], *, shared: bool) -> Iterator[str]:
-    """Yield the lines of a table; keys that stand under `defaults` are left to its table."""
+    """Yield the lines of a table; keys that belong to `defaults` are left to its table."""
     yield "| key | values | default | meaning |"
     yield "| --- | --- | --- | --- |"
     schema = model.model_json_schema()

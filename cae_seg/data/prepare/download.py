@@ -41,7 +41,7 @@ def download(url: str, target: Path, *, sha256: str | None = None) -> Path:
     What has arrived is kept in `<target>.part` until it is whole and, where `sha256` is given,
     until it hashes to that. A file that changed on the server meanwhile is fetched again.
 
-    `${NAME}` in the address stands for an environment variable, so that no secret has to be
+    `${NAME}` in the address refers to an environment variable, so that no secret has to be
     written into a sheet; user names and passwords are taken from `~/.netrc`.
 
     Returns:
@@ -65,7 +65,7 @@ def download(url: str, target: Path, *, sha256: str | None = None) -> Path:
             if not left:
                 raise UserError(
                     f"{url}: cannot be downloaded ({_reason(error)}); what has arrived is kept, "
-                    "run the same command again to go on"
+                    "run the same command again to resume"
                 ) from error
             time.sleep(PAUSE_SECONDS)
         except (requests.RequestException, LocationParseError) as error:

@@ -75,7 +75,7 @@ class Layout:
         return image, root / part.annotations / f"{stem}{self.annotation_suffix}"
 
     def meanings(self) -> dict[int, str]:
-        """Return what the values of annotations stand for: a class, or "ignored"."""
+        """Return what the values of annotations mean: a class, or "ignored"."""
         first = int(bool(self.reduce_zero_label))
         values = {first + label: name for label, name in enumerate(self.classes)}
         if self.reduce_zero_label:

@@ -59,7 +59,7 @@ def save_manifest(manifest: Manifest, path: Path) -> None:
 
 
 def load_manifest(path: Path) -> Manifest:
-    """Read a manifest and look whether the data still lies where it says.
+    """Read a manifest and check that the data is still where it says.
 
     The first and the last pair of each split are looked at, not all, because this runs in every
     process of every job; `prepare` looks at all.

@@ -1,8 +1,9 @@
 """The CAE backbone: a BEiT-style vision transformer with a four-level pyramid over its blocks.
 
-Blocks and patch embedding are timm's. What is CAE's own stands here: the published constructor and
-parameter names, fixed sine-cosine positions, the taps and the pyramid. Attention runs as one fused
-kernel over a bias that is laid out once per forward instead of gathered element by element.
+Blocks and patch embedding are timm's. This file adds what is specific to CAE: the published
+constructor and parameter names, fixed sine-cosine positions, the taps and the pyramid. Attention
+runs as one fused kernel over a bias that is laid out once per forward instead of gathered element
+by element.
 """
 
 from collections.abc import Sequence
@@ -290,7 +291,7 @@ def _block(
     drop_path: float,
     attention: partial,
 ) -> ResidualBlock:
-    """Build one transformer block; dropout in the MLP stands after its second layer only."""
+    """Build one transformer block; dropout in the MLP follows its second layer only."""
     norm = partial(nn.LayerNorm, eps=1e-6)
     block = ResidualBlock(
         dim, heads, mlp_ratio=mlp_ratio, proj_drop=drop, init_values=init_values, norm_layer=norm

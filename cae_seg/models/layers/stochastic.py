@@ -3,7 +3,7 @@
 torch draws masks from one stream per process, so the same batch cut otherwise over processes,
 devices or micro-batches is trained with other noise. Here the mask of a sample is a function of
 (seed, iteration, module, position in the global batch). The training loop calls `set_randomness`
-before each (micro-)batch; the masks then lie ready as tensors, so that gradient checkpointing
+before each (micro-)batch; the masks are then ready as tensors, so that gradient checkpointing
 recomputes with the same ones and a compiled graph reads them as plain inputs.
 """
 
@@ -102,7 +102,7 @@ def set_randomness(
     """
     if not 0 <= first_sample <= first_sample + samples <= total:
         raise ValueError(
-            f"samples {first_sample}…{first_sample + samples} lie outside the batch of {total}"
+            f"samples {first_sample}…{first_sample + samples} are outside the batch of {total}"
         )
     modules = [module for module in model.modules() if isinstance(module, _SampleMask)]
     active = [(i, module) for i, module in enumerate(modules) if module.drop_prob > 0]

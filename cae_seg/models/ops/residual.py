@@ -63,7 +63,7 @@ def cast_copies(groups: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> list[
 class NormLinear(torch.autograd.Function):
     """`linear(layer_norm(x))` for x (B, N, C): (B, N, K), in the precision of the matrix.
 
-    The bias comes in parts that lie one after the other (queries, keys, values), with their sum
+    The bias comes in consecutive parts (queries, keys, values), with their sum
     `bias` in the precision of the matrix; gradients go to the parts.
     """
 

@@ -43,7 +43,7 @@ INERT_TYPES = [
     (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
     # What mmengine's own tools keep next to the weights, histories of losses with methods, is read
-    # past: the names stand for things that do nothing.
+    # past: the names refer to inert stand-ins.
     (_Ignored, "mmengine.logging.history_buffer.HistoryBuffer"),
     *((_ignored, f"{module}getattr") for module in ("", "builtins.", "__builtin__.")),
     np.ndarray,
