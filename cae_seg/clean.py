@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cae_seg.errors import UserError
-from cae_seg.run.locks import FileLock
+from cae_seg.locks import FileLock
 from cae_seg.run.paths import RunDir, find_runs
 
 

@@ -8,7 +8,7 @@ import pytest
 from fake_runs import make_run
 
 from cae_seg.cli import main
-from cae_seg.run.locks import FileLock
+from cae_seg.locks import FileLock
 
 SHEET = """\
 results: results

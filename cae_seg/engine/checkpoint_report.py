@@ -9,8 +9,8 @@ from cae_seg.data.prepare.download import download, is_url, url_name
 from cae_seg.engine.validate import check_checkpoint
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, read_json_object, sha256_file
+from cae_seg.locks import FileLock
 from cae_seg.redaction import redact
-from cae_seg.run.locks import FileLock
 
 CHECKPOINTS = Path("checkpoints")
 _DOWNLOAD_WAIT = 24 * 3600.0

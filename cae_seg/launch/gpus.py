@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cae_seg.errors import UserError
-from cae_seg.run.locks import FileLock
+from cae_seg.locks import FileLock
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, read_note, sha256_file
+from cae_seg.locks import FileLock
 from cae_seg.run.deadline import ask_slurm
-from cae_seg.run.locks import FileLock
 from cae_seg.run.paths import RunDir, WorkFiles
 
 logger = logging.getLogger(__name__)

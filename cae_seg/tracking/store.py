@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
-
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_text, read_note
+from cae_seg.locks import FileLock
 from cae_seg.redaction import redact, redact_uri
 
 EXPERIMENT = "cae-seg"
@@ -127,21 +126,15 @@ def _check_address(uri: str) -> None:
 def _one_at_a_time(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{path}.lock", timeout=REPORT_SECONDS)
-        try:
-            lock.acquire()
-        except Timeout:
-            logger.warning(
-                "%s: another process has it; waiting %.0f s at most", lock.lock_file, LOCK_SECONDS
-            )
-            lock.acquire(timeout=LOCK_SECONDS)
-        try:
-            with reaching_mlflow():
-                yield
-        finally:
-            lock.release()
-    except Timeout as error:
-        raise StoreUnavailable(f"{path}.lock is held by another process", transient=True) from error
+        lock = FileLock(path.with_name(f"{path.name}.lock"))
+
+        def report(owner: str) -> None:
+            logger.warning("%s: %s has it; waiting %.0f s at most", lock.path, owner, LOCK_SECONDS)
+
+        with lock.held(LOCK_SECONDS, report, quiet=REPORT_SECONDS), reaching_mlflow():
+            yield
+    except TimeoutError as error:
+        raise StoreUnavailable(str(error), transient=True) from error
     except (OSError, UserError) as error:
         raise StoreUnavailable(
             f"{path.parent} cannot be written: {error}", transient=False

@@ -16,10 +16,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, read_note
+from cae_seg.locks import FileLock
 from cae_seg.redaction import redact_uri
 from cae_seg.run.paths import METADATA, RUN, MetricsHistory, RunDir, find_runs, open_run
 from cae_seg.tracking import artifacts
@@ -214,12 +213,12 @@ class RunSync:
         try:
             ensure_store(self.uri)
             with (
-                FileLock(self.run.work.path / "tracking.lock", timeout=LOCK_SECONDS),
+                FileLock(self.run.work.path / "tracking.lock").held(LOCK_SECONDS),
                 reaching_mlflow(),
             ):
                 self._client = self._client or make_client(self.uri)
                 yield
-        except Timeout as error:
+        except TimeoutError as error:
             self._forget()
             raise StoreUnavailable(
                 "the run is being delivered elsewhere", transient=True

@@ -50,13 +50,14 @@ def refuse(source, place, match, **kwargs):
     assert "\n" not in message
     assert not manifest.exists()
     if root.is_dir():
-        assert [path.name for path in root.iterdir() if path.name != ".prepare.lock"] == []
+        assert [path.name for path in root.iterdir() if ".prepare.lock" not in path.name] == []
     return message
 
 
 def state(root):
-    """Return inode, size and time of every file, to tell what was touched."""
-    stats = {path: path.stat() for path in root.rglob("*") if path.is_file()}
+    """Return inode, size and time of every file but those of the lock, to tell what was touched."""
+    files = [path for path in root.rglob("*") if path.is_file()]
+    stats = {path: path.stat() for path in files if ".prepare.lock" not in path.name}
     return {path: (s.st_ino, s.st_size, s.st_mtime_ns) for path, s in stats.items()}
 
 
@@ -150,7 +151,7 @@ def interrupt(monkeypatch, module, name, call):
 MOMENTS = [
     *[(cae_seg.data.prepare.extract, "_write", call) for call in (1, 5, 12)],
     *[(cae_seg.data.prepare.verify, "check_pair", call) for call in (1, 4)],
-    *[(os, "replace", call) for call in range(1, 7)],
+    *[(os, "replace", call) for call in range(2, 8)],  # the first is that of the lock's note
     (cae_seg.data.prepare.prepare, "_remember", 1),
     (cae_seg.data.prepare.prepare, "save_manifest", 2),
 ]
@@ -484,6 +485,21 @@ def test_archive_with_an_entry_without_a_name(tree, place, tmp_path, name):
     with zipfile.ZipFile(archive, "a") as content:
         content.writestr(zipfile.ZipInfo(name), b"x")
     refuse(archive, place, r"is no file name|outside the data folder")
+
+
+@pytest.mark.parametrize(
+    ("written", "patched", "said"),
+    [("ä.txt", b"\xff\xfe.txt", "is damaged"), ("aXb.txt", b"a\0b.txt", "is no file name")],
+    ids=["not UTF-8", "NUL"],
+)
+def test_archive_with_a_name_that_zip_writers_refuse(tree, place, tmp_path, written, patched, said):
+    archive = zip_tree(tree, tmp_path / "ade.zip")
+    with zipfile.ZipFile(archive, "a") as content:
+        content.writestr(written, b"x")
+    data = archive.read_bytes()
+    assert data.count(written.encode()) == 2  # of the entry and of the directory
+    archive.write_bytes(data.replace(written.encode(), patched))
+    refuse(archive, place, said)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

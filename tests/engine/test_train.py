@@ -242,7 +242,7 @@ def test_second_writer_is_refused(make_job, copied):
 
     lock = copied.work_dir / "writer.lock"
     code = (
-        "import sys; from pathlib import Path; from cae_seg.run.locks import FileLock;"
+        "import sys; from pathlib import Path; from cae_seg.locks import FileLock;"
         "print(FileLock(Path(sys.argv[1])).acquire(), flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

@@ -16,10 +16,10 @@ from cae_seg.engine.precision import choose_precision
 from cae_seg.engine.validate import parse_learning_rate, validate_job
 from cae_seg.errors import UserError
 from cae_seg.launch.gpus import acquire_gpus
+from cae_seg.locks import FileLock
 from cae_seg.machine import Placement, place
 from cae_seg.run.checkpoints import Checkpoints, load_state, verify
 from cae_seg.run.deadline import TimeBudget, deadline_of, slurm_end
-from cae_seg.run.locks import FileLock
 from cae_seg.run.metrics_log import MetricsLogger, working_seconds
 from cae_seg.run.paths import read_history
 
@@ -32,7 +32,7 @@ def hold():
     code = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from cae_seg.run.locks import FileLock\n"
+        "from cae_seg.locks import FileLock\n"
         "assert FileLock(Path(sys.argv[1])).acquire()\n"
         "if not os.fork():\n"  # a child that reports has let go of the lock
         "    print(os.getpid(), flush=True)\n"

@@ -14,7 +14,7 @@ from cae_seg.run.work_dir import Busy
 HOLD = """
 import sys
 from pathlib import Path
-from cae_seg.run.locks import FileLock
+from cae_seg.locks import FileLock
 print(FileLock(Path(sys.argv[1])).acquire(), flush=True)
 sys.stdin.read()
 """

@@ -74,7 +74,7 @@ def test_a_job_that_died_on_this_host_is_failed_at_once_with_its_last_error(tmp_
     sheet = make_sheet(tmp_path, [make_row("row")])
     work = start_run(sheet.run_dir("row", 0)) / "work"
     write_lines(work / "metrics.jsonl", record_lines(50))
-    hold = "import sys; from cae_seg.run.locks import FileLock; from pathlib import Path; "
+    hold = "import sys; from cae_seg.locks import FileLock; from pathlib import Path; "
     hold += "FileLock(Path(sys.argv[1])).acquire(); import os; os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", hold, str(work / "writer.lock")])
     log = tmp_path / "logs/fine_tune/row_seed0.log"

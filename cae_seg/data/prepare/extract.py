@@ -78,7 +78,8 @@ def _open(archive: Path) -> zipfile.ZipFile:
 def _check(archive: Path, entry: zipfile.ZipInfo) -> None:
     name = entry.filename
     path = PurePosixPath(name.replace("\\", "/"))
-    if not path.parts or not name.isprintable():
+    # The original name, because `zipfile` cuts a name at a NUL.
+    if not path.parts or not entry.orig_filename.isprintable():
         raise UserError(f"{archive}: its entry {name!r} is no file name; do not use this archive")
     if path.is_absolute() or ".." in path.parts or ":" in name.split("/")[0]:
         raise UserError(

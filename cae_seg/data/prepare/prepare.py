@@ -15,11 +15,10 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from cae_seg.data.prepare.describe import Description, find_layout
 from cae_seg.data.prepare.download import check_sha256, download, is_url, url_name
@@ -35,6 +34,7 @@ from cae_seg.data.prepare.manifest import (
 from cae_seg.data.prepare.verify import verify
 from cae_seg.errors import UserError
 from cae_seg.files import atomic_write_json, read_json
+from cae_seg.locks import FileLock
 from cae_seg.redaction import redact
 
 # What was verified, in our own keeping: Snakemake deletes the manifest before it calls us.
@@ -241,8 +241,12 @@ def _check_counts(verified: Manifest, expected: dict[str, int] | None) -> None:
 def _exclusive(root: Path) -> Iterator[None]:
     """Hold the folder against a second `prepare`; a crash lets go of it."""
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".prepare.lock"):
+    with FileLock(root / ".prepare.lock").held(on_wait=_report_owner):
         yield
+
+
+def _report_owner(owner: str) -> None:
+    print(f"waiting for {owner}, which prepares the same data", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A lock that a dead owner releases, of a work dir or a GPU, with a note of who holds it."""
+"""A lock that a dead owner releases, with a note of who holds it."""
 
 import contextlib
 import errno
@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,15 @@ class FileLock:
         )
 
     def acquire(
-        self, wait: float = 0.0, on_wait: Callable[[str], None] = lambda owner: None
+        self,
+        wait: float = 0.0,
+        on_wait: Callable[[str], None] = lambda owner: None,
+        *,
+        quiet: float = 0.0,
     ) -> bool:
-        """Try to become the owner for `wait` seconds; `on_wait` hears once who the owner is.
+        """Try to become the owner for `wait` seconds.
+
+        After `quiet` seconds without success, `on_wait` is called once with who the owner is.
 
         Raises:
             UserError: the folder cannot be written, or the lock file is a symbolic link.
@@ -54,12 +60,33 @@ class FileLock:
         if self._lock.is_locked:
             return False
         self._make_folder()
-        if self._try(0.0):
+        if self._try(min(quiet, wait)):
             return True
-        if wait > 0:
+        if wait > quiet:
             on_wait(self.owner())
-            return self._try(-1.0 if wait == float("inf") else wait)
+            return self._try(-1.0 if wait == float("inf") else wait - quiet)
         return False
+
+    @contextlib.contextmanager
+    def held(
+        self,
+        wait: float = float("inf"),
+        on_wait: Callable[[str], None] = lambda owner: None,
+        *,
+        quiet: float = 0.0,
+    ) -> Iterator[None]:
+        """Be the owner for a block; arguments are those of `acquire`.
+
+        Raises:
+            TimeoutError: another owner kept it for `wait` seconds; the message names it.
+            UserError: as `acquire`.
+        """
+        if not self.acquire(wait, on_wait, quiet=quiet):
+            raise TimeoutError(f"{self.path} is held by {self.owner()}")
+        try:
+            yield
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Give the lock up; without having it, do nothing."""

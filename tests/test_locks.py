@@ -10,13 +10,13 @@ import pytest
 
 from cae_seg.errors import UserError
 from cae_seg.launch.gpus import lock_folder
-from cae_seg.run.locks import FileLock
+from cae_seg.locks import FileLock
 
 # Argument: the lock file. Prints whether the lock was got and what others hear; holds it.
 OWNER = """
 import sys
 from pathlib import Path
-from cae_seg.run import locks
+from cae_seg import locks
 locks.LEASE_SECONDS = 3.0
 lock = locks.FileLock(Path(sys.argv[1]))
 held = lock.held_elsewhere()
@@ -116,7 +116,7 @@ def test_folders_of_gpu_locks_are_no_links_and_not_for_everyone(tmp_path, monkey
 
 
 def test_a_full_disk_does_not_prevent_a_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr("cae_seg.run.locks.atomic_write_json", _no_space)
+    monkeypatch.setattr("cae_seg.locks.atomic_write_json", _no_space)
     lock = FileLock(tmp_path / "lock")
     assert lock.acquire()
     assert not FileLock(tmp_path / "lock").acquire()
