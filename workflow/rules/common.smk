@@ -107,11 +107,6 @@ def inspected(wildcards) -> list[str]:
     return [f"<results>/checkpoints/{inspection(found)}.json"] if found.has_checkpoint else []
 
 
-def pretrained(wildcards, input) -> list[str]:
-    """Return the option that names the inspected checkpoint, if there is one."""
-    return [f"--pretrained={file}" for file in input.get("checkpoint", [])]
-
-
 def model_options(wildcards) -> list[str]:
     """Return what the rows of an inspected checkpoint replace in their config's model."""
     options = CHECKPOINTS[wildcards.checkpoint].model_options
@@ -142,13 +137,14 @@ def cli_flag(name: str, value) -> list[str]:
     return [f"--{name}" if value is True else f"--{name}={value}"]
 
 
-def recipe_options(wildcards) -> list[str]:
-    """Return what a row changes in its config beyond the learning rate."""
+def recipe_options(wildcards, input) -> list[str]:
+    """Return what a row changes in its config beyond the learning rate; its checkpoint, if any."""
     found = row(wildcards)
     options = found.model_options | found.options
     pairs = [f"--cfg-options={key}={value}" for key, value in options.items()]
     crop = ["--crop-size", *map(str, found.crop_size)] if found.crop_size else []
     return [
+        *(f"--pretrained={file}" for file in input.get("checkpoint", [])),
         *cli_flag("precision", found.precision),
         *cli_flag("deterministic", found.deterministic),
         *cli_flag("iterations", found.iterations),

@@ -29,7 +29,6 @@ rule fine_tune:
         config=row_value("config"),
         rate=row_value("learning_rate"),
         recipe=recipe_options,
-        pretrained=pretrained,
         machine=machine_options,
         gpus=given_gpus,
         work=subpath(output.run, parent=True),
@@ -41,6 +40,6 @@ rule fine_tune:
         "ln -sfr {params.work:q}/console.log {log:q}; exec cae-seg train"
         " --name={wildcards.experiment:q} --seed={wildcards.seed:q} --learning-rate={params.rate:q}"
         " {params.recipe:q} {params.machine:q} --data={input.data:q} --sheet={params.sheet:q}"
-        " {params.pretrained:q} --work-dir={params.work:q}/work --out={output.run:q}"
+        " --work-dir={params.work:q}/work --out={output.run:q}"
         " --attempt={resources.attempt:q} --error-file={resources.no_retry_file:q} -- {params.config:q}"
         " > >(trap '' INT TERM USR1; exec tee -a {log:q}) 2>&1"
