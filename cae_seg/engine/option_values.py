@@ -99,6 +99,8 @@ def _range(name: str, value: Any) -> str | None:
     numbers = [n for n in _numbers(value) if not isinstance(n, bool)]
     if any(math.isnan(number) for number in numbers):
         return "a number"
+    if name == "interval" and value == -1:  # how mmengine's hooks are switched off
+        return None
     for pattern, least, most, whole in _RANGES:
         if not re.fullmatch(pattern, name):
             continue

@@ -8,8 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cae_seg.errors import UserError
-from cae_seg.locks import FileLock
+import filelock
 
 _PREFIX = f"cae-seg-{os.getuid()}-"
 _YOUNG = 60.0  # s; the owner of a younger folder may not have locked it yet
@@ -19,19 +18,19 @@ _YOUNG = 60.0  # s; the owner of a younger folder may not have locked it yet
 def scratch_folder() -> Iterator[Path]:
     """Make a temporary folder, and remove those whose launchers were killed."""
     _sweep(Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, _lock(Path(name)).held():
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, filelock.FileLock(_lock(Path(name))):
         yield Path(name)
 
 
 def _sweep(root: Path) -> None:
     for folder in root.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError, UserError):
+        with contextlib.suppress(OSError, filelock.Timeout):
             status = folder.lstat()
             if status.st_uid != os.getuid() or time.time() - status.st_mtime < _YOUNG:
                 continue
-            with _lock(folder).held(0.0):  # a living owner has it: TimeoutError, an OSError
+            with filelock.FileLock(_lock(folder), timeout=0):  # a lock that a living owner has
                 shutil.rmtree(folder)
 
 
-def _lock(folder: Path) -> FileLock:
-    return FileLock(folder / "in_use")
+def _lock(folder: Path) -> Path:
+    return folder / "in_use"

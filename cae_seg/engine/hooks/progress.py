@@ -27,6 +27,7 @@ class ProgressHook(Hook):
     def __init__(self, label: str, miou: tuple[int, float] | None = None) -> None:
         self._label, self._miou = label, miou
         self._bars: dict[str, Progress] = {}
+        self._images_left = 0
 
     def before_train(self, runner: Runner) -> None:
         """Open the bar of the training."""
@@ -50,14 +51,15 @@ class ProgressHook(Hook):
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Open the bar of an evaluation."""
-        images = len(runner.val_dataloader.dataset)
-        self._open(f"evaluate {self._label}", "images", images)
+        self._open_evaluation(len(runner.val_dataloader.dataset))
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Count the images of all ranks."""
-        self._bars["images"].update(len(outputs) * runner.world_size)
+        """Count the images of all ranks, of which the last may have fewer."""
+        images = min(len(outputs) * runner.world_size, self._images_left)
+        self._images_left -= images
+        self._bars["images"].update(images)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Close the bar of an evaluation; keep its score in sight."""
@@ -68,8 +70,7 @@ class ProgressHook(Hook):
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Open the bar of a test."""
-        images = len(runner.test_dataloader.dataset)
-        self._open(f"evaluate {self._label}", "images", images)
+        self._open_evaluation(len(runner.test_dataloader.dataset))
 
     after_test_iter: Callable[..., None] = after_val_iter
 
@@ -81,6 +82,10 @@ class ProgressHook(Hook):
         """Close what is open."""
         while self._bars:
             self._bars.popitem()[1].close()
+
+    def _open_evaluation(self, images: int) -> None:
+        self._images_left = images
+        self._open(f"evaluate {self._label}", "images", images)
 
     def _open(self, title: str, unit: str, total: int, done: int = 0) -> None:
         stream = SafeStream(is_main_process())
