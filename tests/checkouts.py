@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -67,6 +68,8 @@ class Checkout:
             stdout=output,
             stderr=output,
             start_new_session=True,
+            # A shell's background processes, as these tests may be, ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             env=self.environment() | environment,
         )
 
