@@ -1,5 +1,6 @@
 """The public targets, planned from the repository root with nothing in the home folder."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,18 @@ def test_a_machine_without_gpus_gives_none(checkout):
         "--dry-run", "--profile", "local", "results/table.md", CUDA_VISIBLE_DEVICES=""
     )
     assert "0 GPUs on 1 node" in output
+
+
+@pytest.mark.parametrize(("asked", "got"), [("auto", "cpu"), ("cpu", "cpu"), ("cuda", "cuda")])
+def test_a_row_that_asks_for_cuda_is_not_moved_to_the_cpu(checkout, asked, got):
+    row = "  - {name: own, backbone: ViT-B, pretraining_epochs: 300, learning_rate: 5e-4, "
+    with (checkout.path / "config/published.yaml").open("a") as sheet:
+        sheet.write(f"{row}checkpoint: checkpoints/cae_base_300ep.pth, device: {asked}}}\n")
+    output = checkout.run(
+        *("--dry-run", "--printshellcmds", "--profile", "local", "results/own/metrics.json"),
+        CUDA_VISIBLE_DEVICES="",
+    )
+    assert set(re.findall(r"--device=(\w+)", output)) == {got}
 
 
 def test_a_machine_with_four_gpus_gives_a_run_no_more_than_four(checkout):

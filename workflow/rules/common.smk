@@ -162,9 +162,14 @@ def machine_options(wildcards, resources) -> list[str]:
 
 
 def device_options(wildcards, resources) -> list[str]:
-    """Return the device options of a job: the GPUs that it was given on each of its nodes."""
-    given = given_gpus(wildcards, resources) // resources.nodes
-    return [f"--device={row(wildcards).device}", f"--gpus={given}"] if given else ["--device=cpu"]
+    """Return the device options of a job: the GPUs that it was given on each of its nodes.
+
+    A row that asks for CUDA keeps doing so without any, and is refused by its job.
+    """
+    asked, given = row(wildcards).device, given_gpus(wildcards, resources) // resources.nodes
+    if given:
+        return [f"--device={asked}", f"--gpus={given}"]
+    return [f"--device={asked if asked == 'cuda' else 'cpu'}"]
 
 
 def given_gpus(wildcards, resources) -> int:
