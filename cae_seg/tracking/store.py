@@ -79,6 +79,8 @@ def quieten_mlflow() -> None:
         os.environ.setdefault(name, value)
     for name in ("alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # MLflow reads its level when it is imported, which may have been before.
+    logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
 
 
 def ensure_store(uri: str | None = None) -> None:

@@ -28,6 +28,8 @@ def run(tmp_path) -> Path:
 
 def both_commands(run: Path, capfd, caplog) -> tuple[str, str]:
     """Run `ui` and `track`, neither of which may wait; return the one line of each."""
+    import mlflow  # noqa: F401  # its logging is set up before ours, as in a notebook
+
     assert main(["ui"]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     caplog.clear()
