@@ -21,6 +21,7 @@ RUNS = [
     ("tiny_1600_lr1e-3", 1),
     ("tiny_1600_lr3e-3", 0),
 ]
+README = Path(__file__).parents[2] / "README.md"
 COLUMNS = ["Backbone", "#Pretrained Epoch", "mIoU", "Config"]
 
 
@@ -103,8 +104,10 @@ def test_a_second_start_has_nothing_to_do(demo_run):
 
 @pytest.fixture(scope="module")
 def report(demo_run) -> Path:
-    """The demo's report."""
-    demo_run.run("report.html", "--profile", "demo")
+    """The demo's report, by the README's command."""
+    command = "snakemake --profile demo --report report.html"
+    assert f"`{command}`" in README.read_text().replace("\n", " ")
+    demo_run.run(*command.split()[1:])
     return demo_run.path / "report.html"
 
 
