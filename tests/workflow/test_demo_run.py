@@ -1,4 +1,4 @@
-"""The demo, for real: from an archive to the table by the installed `cae-seg`, nothing stood in."""
+"""The demo, for real: from an archive to the table by the installed `cae-seg`."""
 
 import csv
 import json
@@ -79,7 +79,7 @@ def test_every_run_was_tracked(demo_run):
         assert read(demo_run, f"{name}/seed_{seed}/tracked.json")["delivered"] is True
 
 
-def test_the_facts_of_a_run_are_written_beside_it(demo_run):
+def test_the_metadata_of_a_run_is_written(demo_run):
     metadata = read(demo_run, "tiny_300_lr3e-3/seed_0/run.json")
     assert metadata["learning_rate"] == 3e-3
     assert metadata["checkpoint"]["resized"] > 0
