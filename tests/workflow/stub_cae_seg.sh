@@ -15,10 +15,11 @@ for argument in "$@"; do
         --claim=*) write "$value" "not distinguishable" && write "${value%.md}.json" "{}" ;;
         --pages=*) write "$value/$([ $command = table ] && echo table || echo claim).html" "<p></p>"
             [ $command = figures ] || write "$value/runs/tiny_seed0.html" "<p></p>" ;;
+        --report=*) [ $command != train ] || write "$value" "{}" ;;
         --out=*)
             case $command in
                 figures) write "$value/learning_rate.svg" "<svg xmlns='http://www.w3.org/2000/svg'/>" ;;
-                train) write "$value" "{}" && write "$(dirname "$value")/config.py" "x = 1" ;;
+                train | collect-run) write "$value" "{}" && write "$(dirname "$value")/config.py" "x = 1" ;;
                 track) write "$value" "{\"delivered\": ${STUB_DELIVERED:-true}}" ;;
                 *) write "$value" "{}" ;;
             esac
