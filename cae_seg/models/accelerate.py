@@ -21,6 +21,9 @@ FAST_PATHS: dict[str, str] = {
     "kept_memory": "freed memory stays with the process instead of going back; CPU with glibc",
 }
 
+# Those that exist only for CPUs; `python -m benchmarks cpu_paths` measures each by itself.
+CPU_PATHS = ("tiled_attention", "winograd", "kept_memory")
+
 Switch = bool | str
 Switches = dict[str, Switch]
 
