@@ -40,6 +40,7 @@ def _register() -> None:
         start_up,
         training,
         transforms,
+        upernet,
     )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from cae_seg.errors import UserError
 
 FAST_PATHS: dict[str, str] = {
-    "tiled_attention": "attention a few heads at a time; fp32 on the CPU",
+    "efficient_attention": "attention by one kernel in training and evaluation; CUDA",
     "fused_block": "norms, products and residual sums of a transformer block in few kernels",
     "matrix_deconvolution": "2×2 transposed convolutions as one matrix product",
     "fused_bottleneck": "3×3 convolutions over upsampled maps at the maps' own resolution",
@@ -22,7 +22,7 @@ FAST_PATHS: dict[str, str] = {
 }
 
 # Those that exist only for CPUs; `python -m benchmarks cpu_paths` measures each by itself.
-CPU_PATHS = ("tiled_attention", "winograd", "kept_memory")
+CPU_PATHS = ("winograd", "kept_memory")
 
 Switch = bool | str
 Switches = dict[str, Switch]
