@@ -32,7 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _register() -> None:
     """Import the modules that hold cases."""
-    from benchmarks import counts, evaluation, scale, start_up, training, transforms  # noqa: F401
+    from benchmarks import (  # noqa: F401
+        counts,
+        cpu_paths,
+        evaluation,
+        scale,
+        start_up,
+        training,
+        transforms,
+        upernet,
+    )
 
 
 def _devices(asked: str) -> list[str]:

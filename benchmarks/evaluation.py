@@ -27,6 +27,7 @@ from cae_seg.engine.data_set import point_to
 from cae_seg.engine.evaluation import build_tester
 from cae_seg.engine.runner import ExactRunner
 from cae_seg.engine.session import Session
+from cae_seg.engine.workers import default_workers
 from cae_seg.run.deadline import StopSignal
 
 # (height, width): the commonest shape of ADE20K's validation images, and a mix like the rest.
@@ -42,17 +43,25 @@ def evaluation(options: Options) -> list[dict[str, Any]]:
     if options.device == "cuda":
         target, repeat, precisions = 4.0, 8, ["fp32", "fp16"]
     sets = [("512 × 683", PLAIN * repeat), ("mixed sizes", MIXED * repeat)]
+    stem = TINY if options.quick else BASE
     return [
-        _measure(f"{name}, {precision}", sizes, target, precision, options)
+        measure_evaluation(
+            f"{name}, {precision}", load_config(stem), sizes, target, precision, options
+        )
         for precision in precisions
         for name, sizes in sets
     ]
 
 
-def _measure(
-    name: str, sizes: list[tuple[int, int]], target: float, precision: str, options: Options
+def measure_evaluation(
+    name: str,
+    config: Config,
+    sizes: list[tuple[int, int]],
+    target: float,
+    precision: str,
+    options: Options,
 ) -> dict[str, Any]:
-    config = load_config(TINY if options.quick else BASE)
+    """Return the row of an evaluation of images of some sizes, by both sides."""
     config.evaluation_precision = precision
     if options.quick:
         sizes = [(h // 8, w // 8) for h, w in sizes]
@@ -114,7 +123,14 @@ def data_set(sizes: list[tuple[int, int]]) -> Iterator[Path]:
 def stock_evaluation(config: Config, model: nn.Module) -> Callable[[], float]:
     """Return mmsegmentation's test loop on the config's validation set; it returns the mIoU."""
     dataset = DATASETS.build(config.val_dataloader.dataset)
-    loader = DataLoader(dataset, batch_size=1, num_workers=0, collate_fn=pseudo_collate)
+    workers = _workers(config, next(model.parameters()).device)
+    loader = DataLoader(
+        dataset,
+        batch_size=1,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=pseudo_collate,
+    )
 
     @torch.no_grad()
     def run() -> float:
@@ -129,6 +145,11 @@ def stock_evaluation(config: Config, model: nn.Module) -> Callable[[], float]:
     return run
 
 
+def _workers(config: Config, device: torch.device) -> int:
+    """Return the loader processes of a run on this machine, which both sides get."""
+    return default_workers(config.val_dataloader.get("num_workers", 0), None, device)
+
+
 def our_evaluation(config: Config, model: nn.Module, device: str) -> Callable[[], float]:
     """Return our evaluation on the same set; it returns the mIoU."""
     tester = _tester(config, model, torch.device(device))
@@ -140,7 +161,8 @@ def _tester(config: Config, model: nn.Module, device: torch.device) -> ExactRunn
     accelerated = copy.deepcopy(config)
     accelerate(accelerated)
     precision = accelerated.evaluation_precision
-    session = Session(device, 0, StopSignal(), workers=0, evaluation_precision=precision)
+    workers = _workers(config, device)
+    session = Session(device, 0, StopSignal(), workers=workers, evaluation_precision=precision)
     tester = build_tester(accelerated, session, model, Path(tempfile.mkdtemp()))
     tester.test()
     return tester

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmcv.cnn.bricks import DropPath
 from mmengine.config import Config
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -14,9 +15,11 @@ from mmseg.registry import MODELS
 from torch import nn
 
 import cae_seg.registration  # noqa: F401
+from cae_seg.config_files import ZOO_PREFIX
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.build import build_model
-from cae_seg.models.backbones.cae import CAEAttention
+from cae_seg.engine.config import load_config as read_config
+from cae_seg.models.backbones.cae import CAE, CAEAttention
 from cae_seg.models.layers.stochastic import SampleDropout2d, SampleDropPath
 
 CONFIGS = Path(__file__).parents[1] / "configs_local" / "cae" / "upernet"
@@ -26,8 +29,10 @@ TINY = "upernet_cae_tiny_demo"
 
 
 def load_config(stem: str) -> Config:
-    """Read a shipped config."""
+    """Read a shipped config, or one of mmsegmentation's zoo (`mmseg::…`)."""
     init_default_scope("mmseg")
+    if stem.startswith(ZOO_PREFIX):
+        return read_config(stem)
     return Config.fromfile(CONFIGS / f"{stem}.py")
 
 
@@ -50,8 +55,9 @@ def build_ours(config: Config, device: str) -> nn.Module:
 def build_stock(config: Config, ours: nn.Module, *, weights: bool = True) -> nn.Module:
     """Build mmsegmentation's segmentor around a copy of our backbone's layers and weights.
 
-    mmsegmentation has no CAE; its BEiT lacks the position embedding. So the blocks are ours, but
+    mmsegmentation has no CAE; its BEiT lacks the position embedding. So CAE's blocks are ours, but
     attention is BEiT's own code, and the taps are laid out as the published backbone lays them out.
+    Of other configs everything is mmsegmentation's.
     """
     device = next(ours.parameters()).device
     model = MODELS.build(_stock_config(config))
@@ -63,8 +69,9 @@ def build_stock(config: Config, ours: nn.Module, *, weights: bool = True) -> nn.
         if isinstance(module, CAEAttention):
             module.bias = "qv_bias"
             module.forward = types.MethodType(_beit_attention, module)
-    taps = model.backbone._taps
-    model.backbone._taps = lambda x: {i: tap.contiguous() for i, tap in taps(x).items()}
+    if isinstance(model.backbone, CAE):
+        taps = model.backbone._taps
+        model.backbone._taps = lambda x: {i: tap.contiguous() for i, tap in taps(x).items()}
     return model.to(device) if weights else model
 
 
@@ -94,7 +101,7 @@ def build_optimizer(config: Config, model: nn.Module, device: str, *, stock: boo
 def without_dropout(model: nn.Module) -> None:
     """Switch the randomness of training off, to compare losses and gradients."""
     for module in model.modules():
-        if isinstance(module, SampleDropPath | SampleDropout2d):
+        if isinstance(module, SampleDropPath | SampleDropout2d | DropPath):
             module.drop_prob = 0.0
         elif isinstance(module, nn.Dropout2d | nn.Dropout):
             module.p = 0.0

@@ -19,6 +19,7 @@ PARTS = (
     "configs_local",
     "cae_seg",
     "snakemake_executor_plugin_cae_slurm",
+    "snakemake_logger_plugin_cae_live",
 )
 LONGEST_SECONDS = 7000.0  # guards against hanging
 PROFILES = ("local", "slurm", "demo")

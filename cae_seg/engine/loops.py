@@ -5,7 +5,6 @@ between two iterations is everything that the next one depends on; so a run that
 checkpoint does exactly what it would have done without the interruption.
 """
 
-import contextlib
 import logging
 import random
 import time
@@ -19,6 +18,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch import nn
 
 from cae_seg.engine.drift import check_ranks_agree
+from cae_seg.engine.precision import evaluating
 from cae_seg.engine.ranks import all_reduce_max
 from cae_seg.engine.state import HookStates
 from cae_seg.run.deadline import Interrupted
@@ -172,7 +172,8 @@ class _Interruptible:
         Raises:
             Interrupted: a signal or the deadline asked to.
         """
-        with self._autocast():
+        session = self.runner.session
+        with evaluating(session.evaluation_precision, session.device.type):
             return super().run()
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
@@ -184,13 +185,6 @@ class _Interruptible:
         if self.runner.session.must_stop():
             raise Interrupted
         super().run_iter(idx, data_batch)
-
-    def _autocast(self) -> Any:
-        precision = self.runner.session.evaluation_precision
-        if precision == "fp32":
-            return contextlib.nullcontext()
-        dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-        return torch.autocast(self.runner.session.device.type, dtype)
 
 
 @LOOPS.register_module()

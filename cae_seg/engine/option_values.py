@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from cae_seg.engine.precision import PRECISIONS
+from cae_seg.engine.precision import EVALUATION_PRECISIONS, PRECISIONS
 from cae_seg.errors import UserError
 
 # Range of the values of keys by their last name: pattern, least, most, whether whole numbers alone.
@@ -37,7 +37,7 @@ _RANGES: list[tuple[str, float, float, bool]] = [
 ]
 _CHOICES = {
     "precision": ("auto", *PRECISIONS),
-    "evaluation_precision": ("fp32", "fp16", "bf16"),
+    "evaluation_precision": EVALUATION_PRECISIONS,
     "model.test_cfg.mode": ("slide", "whole", "slide_flip"),
 }
 _TEXT_OR_NUMBER = ("loss_scale",)

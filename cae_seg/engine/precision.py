@@ -1,11 +1,16 @@
 """Number formats of training: which one a device takes, and its optimiser wrapper."""
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
+
+import torch
 
 from cae_seg.errors import UserError
 
 PRECISIONS = ("fp16", "bf16", "fp32", "apex")
+EVALUATION_PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 _WRAPPERS: dict[str, dict[str, Any]] = {
     "fp32": {"type": "OptimWrapper"},
     "fp16": {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"},
@@ -45,6 +50,30 @@ def wrap_optimizer(optim_wrapper: dict[str, Any], precision: str) -> dict[str, A
     if optim_wrapper.get("type", "OptimWrapper") == wanted["type"]:
         return {**wanted, **optim_wrapper}
     return {**kept, **wanted}
+
+
+def allow_tf32(allow: bool) -> None:
+    """Let matrix products and convolutions of float32 round their inputs to TF32 on CUDA, or not.
+
+    torch's own defaults differ: convolutions may, products may not.
+    """
+    torch.set_float32_matmul_precision("high" if allow else "highest")
+    torch.backends.cudnn.allow_tf32 = allow
+
+
+@contextlib.contextmanager
+def evaluating(precision: str, kind: str) -> Iterator[None]:
+    """Compute in one of `EVALUATION_PRECISIONS` inside, on a device of a kind."""
+    if precision == "tf32":
+        allow_tf32(kind == "cuda")
+        try:
+            yield
+        finally:
+            allow_tf32(False)
+        return
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    with torch.autocast(kind, dtype, enabled=dtype is not None):
+        yield
 
 
 def _configured(wrapper: dict[str, Any]) -> str:

@@ -26,11 +26,11 @@ from cae_seg.engine.build import seed_all
 from cae_seg.engine.hooks.metrics import MetricsHook
 from cae_seg.engine.hooks.system_metrics import SystemMetricsHook
 from cae_seg.engine.loops import ExactTestLoop, ExactTrainLoop, ExactValLoop
-from cae_seg.engine.precision import wrap_optimizer
+from cae_seg.engine.precision import allow_tf32, wrap_optimizer
 from cae_seg.engine.session import Session, TrainingSession
 from cae_seg.engine.state import hub_state, is_plain, restore_hub, to_plain
 from cae_seg.engine.workers import configure_workers
-from cae_seg.engine.wrappers import MicroBatchDDP, OrderedAverage
+from cae_seg.engine.wrappers import MicroBatchDDP, OrderedAverage, ddp_options
 from cae_seg.errors import UserError
 from cae_seg.run.checkpoints import load_state, to_cpu
 
@@ -90,6 +90,7 @@ class ExactRunner(Runner):
         session = self.session
         self._seed, self._deterministic = session.seed, session.deterministic
         seed_all(session.seed)
+        allow_tf32(False)
         torch.use_deterministic_algorithms(session.deterministic)
         torch.backends.cudnn.deterministic = session.deterministic
         on_gpu = session.device.type == "cuda"
@@ -123,17 +124,17 @@ class ExactRunner(Runner):
         """Wrap for micro-batches and the average over ranks, also on one rank."""
         session, device = self.session, self.session.device
         model = model.to(device)
-        if get_world_size() > 1 and device.type == "cuda" and not session.deterministic:
+        training = isinstance(session, TrainingSession)
+        several = get_world_size() > 1 and device.type == "cuda"
+        if training and several and not session.deterministic:
             wrapped = MicroBatchDDP(
                 model,
                 device_ids=[device.index],
-                broadcast_buffers=False,
-                # Blocks behind the last tap and frozen parts receive no gradient.
-                find_unused_parameters=self.cfg.get("find_unused_parameters", True),
+                **ddp_options(self.cfg.get("find_unused_parameters"), session.split.accumulation),
             )
         else:
             wrapped = OrderedAverage(model)
-        if isinstance(session, TrainingSession):
+        if training:
             wrapped.set_batch(session.split, get_rank(), session.seed)
         return wrapped
 

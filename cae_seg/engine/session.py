@@ -23,7 +23,7 @@ class Session:
         workers: loader processes per rank; None to follow the config.
         deterministic: the same bits on CUDA too.
         precision: "fp16", "bf16", "fp32" or "apex".
-        evaluation_precision: "fp32", "fp16" or "bf16".
+        evaluation_precision: "fp32", "tf32", "fp16" or "bf16".
     """
 
     device: torch.device

@@ -18,8 +18,8 @@ def configure_workers(loader: Any, asked: int | None, device: torch.device) -> A
     workers = default_workers(loader.get("num_workers", 0), asked, device)
     loader["num_workers"] = workers
     loader["pin_memory"] = device.type == "cuda"
+    loader["persistent_workers"] = workers > 0  # kept from one evaluation to the next
     if workers == 0:
-        loader["persistent_workers"] = False
         loader.pop("prefetch_factor", None)
     return loader
 

@@ -129,6 +129,26 @@ class MicroBatchDDP(MicroBatches, MMDistributedDataParallel):
     """Several ranks on GPUs: DistributedDataParallel averages during backward."""
 
 
+def ddp_options(find_unused: bool | None, accumulation: int) -> dict[str, bool]:
+    """Return how `MicroBatchDDP` averages.
+
+    Gradients are views of what is sent. Which parameters take part (blocks behind the last tap do
+    not) is found out once, in the first iteration; where an iteration has several passes, or a
+    config asks for it because layers are left out at random, before each backward.
+
+    Args:
+        find_unused: the config's `find_unused_parameters`, if it has one.
+        accumulation: passes per iteration.
+    """
+    static = accumulation == 1 and not find_unused
+    return {
+        "broadcast_buffers": False,
+        "gradient_as_bucket_view": True,
+        "static_graph": static,
+        "find_unused_parameters": not static and find_unused is not False,
+    }
+
+
 def gradient_norm(optimiser: OptimWrapper) -> float:
     """Return the Euclidean norm of all gradients, with the loss scale divided out."""
     gradients = [

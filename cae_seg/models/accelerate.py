@@ -11,7 +11,7 @@ from torch import nn
 from cae_seg.errors import UserError
 
 FAST_PATHS: dict[str, str] = {
-    "tiled_attention": "attention a few heads at a time; fp32 on the CPU",
+    "efficient_attention": "attention by one kernel in training and evaluation; CUDA",
     "fused_block": "norms, products and residual sums of a transformer block in few kernels",
     "matrix_deconvolution": "2×2 transposed convolutions as one matrix product",
     "fused_bottleneck": "3×3 convolutions over upsampled maps at the maps' own resolution",
@@ -20,6 +20,9 @@ FAST_PATHS: dict[str, str] = {
     "fused_prediction": "windows to labels in tiles, without full-size logits",
     "kept_memory": "freed memory stays with the process instead of going back; CPU with glibc",
 }
+
+# Those that exist only for CPUs; `python -m benchmarks cpu_paths` measures each by itself.
+CPU_PATHS = ("winograd", "kept_memory")
 
 Switch = bool | str
 Switches = dict[str, Switch]

@@ -129,7 +129,7 @@ def _state(
     if failure is not None and failure["time"] >= (history.last_time or 0):
         return "failed", failure["error"]
     if run.errors:
-        return "failed", _last_line(run.errors[-1])
+        return "failed", last_line(run.errors[-1])
     if run.finished:
         return "trained", None
     if history.events and history.events[-1]["event"] in ("stop", "finish"):
@@ -137,13 +137,11 @@ def _state(
     if run.exists:
         young = now - (history.last_time or -math.inf) < SILENT_SECONDS
         silent = "ended without a message; see the log"
-        return (
-            ("running", None) if held is None and young else ("failed", _last_line(log) or silent)
-        )
+        return ("running", None) if held is None and young else ("failed", last_line(log) or silent)
     if log is None:
         return "queued", None
-    begins = now - log.stat().st_mtime < SILENT_SECONDS and not _is_error(_last_line(log))
-    return ("running", None) if begins else ("failed", _last_line(log))
+    begins = now - log.stat().st_mtime < SILENT_SECONDS and not _is_error(last_line(log))
+    return ("running", None) if begins else ("failed", last_line(log))
 
 
 def _newest_log(sheet: Sheet, name: str, seed: int) -> Path | None:
@@ -155,11 +153,11 @@ def preparation_error(sheet: Sheet) -> str | None:
     """Return the error of the data or of a checkpoint of a sheet that runs wait for, if any."""
     logs = [sheet.results / f"logs/prepare_data/{data.root}.log" for data in sheet.used_data]
     logs += sorted(sheet.results.glob("logs/inspect_checkpoint/*.log"))
-    errors = ((log, _last_line(log)) for log in logs if log.is_file())
+    errors = ((log, last_line(log)) for log in logs if log.is_file())
     return next((f"{line}; log {log}" for log, line in errors if _is_error(line)), None)
 
 
-def _last_line(log: Path | None) -> str | None:
+def last_line(log: Path | None) -> str | None:
     """Return the last error in the log's end, or else its last line."""
     if log is None:
         return None

@@ -75,7 +75,7 @@ def totals(states: Sequence[RunState], now: float) -> str:
     return f"{len(states)} runs: {', '.join(parts)}"
 
 
-def unfinished(sheet: Sheet, command: str = "the same command") -> list[str]:
+def failure_summary(sheet: Sheet, command: str = "the same command") -> list[str]:
     """Return what to read after a workflow has failed: each run without a result, and why.
 
     Args:

@@ -12,4 +12,6 @@ log_level = "INFO"
 
 # Keys of cae-seg's own; mmsegmentation's tools ignore them.
 precision = "auto"  # of training: fp16 on CUDA, fp32 on the CPU; or fp16, bf16, fp32, apex
-evaluation_precision = "fp32"  # or fp16, bf16: faster on CUDA, labels may differ where two tie
+# Of evaluations, convolutions and matrix products alike: fp32, in which nothing is rounded before
+# it is multiplied; or tf32, fp16, bf16: faster on CUDA, labels may differ where two tie.
+evaluation_precision = "fp32"

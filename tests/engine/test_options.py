@@ -112,7 +112,7 @@ def test_options_with_an_effect_are_merged():
         ({"val_dataloader.batch_size": -1}, "a whole number of at least 1"),
         ({"param_scheduler.1.eta_min": math.inf}, "a finite number of at least 0"),
         ({"precision": "fp17"}, "one of auto, fp16, bf16, fp32, apex"),
-        ({"evaluation_precision": "int8"}, "one of fp32, fp16, bf16"),
+        ({"evaluation_precision": "int8"}, "one of fp32, tf32, fp16, bf16"),
     ],
 )
 def test_a_value_of_the_wrong_kind_or_out_of_range_is_refused(options, message):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cae_seg.engine.batch import BatchSplit
 from cae_seg.engine.precision import wrap_optimizer
-from cae_seg.engine.wrappers import MicroBatchDDP, OrderedAverage
+from cae_seg.engine.wrappers import MicroBatchDDP, OrderedAverage, ddp_options
 
 SGD = {"type": "OptimWrapper", "optimizer": {"type": "SGD", "lr": 0.1}}
 
@@ -86,29 +86,47 @@ def test_mixed_precision_trains_close_to_single_precision(scaled, monkeypatch):
         torch.testing.assert_close(model.state_dict()[name], value, rtol=3e-2, atol=3e-3)
 
 
+# Wrapper and passes per iteration.
+WRAPPED = {
+    "ddp": (MicroBatchDDP, 1),
+    "ddp_two_passes": (MicroBatchDDP, 2),
+    "ordered_two_passes": (OrderedAverage, 2),
+}
+
+
+def test_ddp_sends_gradients_in_place_and_looks_at_a_graph_once():
+    once, each = ddp_options(None, accumulation=1), ddp_options(None, accumulation=2)
+    assert once["gradient_as_bucket_view"]
+    assert each["gradient_as_bucket_view"]
+    assert (once["static_graph"], once["find_unused_parameters"]) == (True, False)
+    assert (each["static_graph"], each["find_unused_parameters"]) == (False, True)
+    # What a config says: layers that are left out at random; all parameters take part.
+    assert ddp_options(True, accumulation=1) == each
+    assert not ddp_options(False, accumulation=2)["find_unused_parameters"]
+
+
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    for kind in (MicroBatchDDP, OrderedAverage):
+    for name, (kind, passes) in WRAPPED.items():
         model = Model()
-        options = {"find_unused_parameters": True} if kind is MicroBatchDDP else {}
+        options = ddp_options(None, passes) if kind is MicroBatchDDP else {}
         wrapped = kind(model, **options)
-        config = {**copy.deepcopy(SGD), "accumulative_counts": 2}
+        config = {**copy.deepcopy(SGD), "accumulative_counts": passes}
         optimiser = build_optim_wrapper(model, config)
-        optimiser.initialize_count_status(wrapped, 0, 6)
-        train(wrapped, optimiser, BatchSplit(8, 2, 2), rank)
-        torch.save(model.state_dict(), f"{folder}/{kind.__name__}_{rank}.pt")
+        optimiser.initialize_count_status(wrapped, 0, 3 * passes)
+        train(wrapped, optimiser, BatchSplit(8, 2, 4 // passes), rank)
+        torch.save(model.state_dict(), f"{folder}/{name}_{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_ranks_and_two_passes_train_what_one_process_does(tmp_path: Path):
-    """Both wrappers, with parameters that receive no gradient."""
+def test_two_ranks_train_what_one_process_does(tmp_path: Path):
+    """Both wrappers, in one pass and in two, with parameters that receive no gradient."""
     mp.start_processes(_rank, args=(str(tmp_path),), nprocs=2, start_method="spawn")
     expected = whole()[0].state_dict()
-    for kind in (MicroBatchDDP, OrderedAverage):
+    for wrapped in WRAPPED:
         first, second = (
-            torch.load(tmp_path / f"{kind.__name__}_{rank}.pt", weights_only=True)
-            for rank in range(2)
+            torch.load(tmp_path / f"{wrapped}_{rank}.pt", weights_only=True) for rank in range(2)
         )
         for name, value in expected.items():
             assert torch.equal(first[name], second[name]), name

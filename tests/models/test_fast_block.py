@@ -22,7 +22,7 @@ def backbone(image: int, **overrides) -> CAE:
 
 def gradients(model: CAE, image: int, fast: bool, device: str = "cpu", dtype=None):
     """Return the maps and the gradients of one training step's backward pass."""
-    switch(model, resolve({"fused_block": fast, "tiled_attention": fast}))
+    switch(model, resolve({"fused_block": fast, "efficient_attention": fast}))
     model.to(device).zero_grad()
     set_randomness(model, seed=1, iteration=3, first_sample=0, samples=2, total=2)
     x = torch.randn(2, 3, image, image, generator=torch.Generator().manual_seed(1)).to(device)

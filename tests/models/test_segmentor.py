@@ -185,7 +185,7 @@ def test_fast_paths_are_named_for_the_record():
     assert segmentor.active_fast_paths == [name for name in FAST_PATHS if name != "winograd"]
     assert segmentor.decode_head.fast_paths["winograd"] is False
     assert segmentor.backbone.blocks[0].attn.fast
-    assert not tiny(fast_paths={"tiled_attention": False}).backbone.blocks[0].attn.fast
+    assert not tiny(fast_paths={"efficient_attention": False}).backbone.blocks[0].attn.fast
     with pytest.raises(UserError, match="fast_paths"):
         tiny(fast_paths={"wings": True})
 

@@ -16,7 +16,7 @@ from fake_runs import (
 )
 
 from cae_seg.errors import UserError
-from cae_seg.results.status import unfinished, write_status
+from cae_seg.results.status import failure_summary, write_status
 from cae_seg.run.failure import read_failure, recording_failure
 
 
@@ -94,7 +94,7 @@ def test_a_job_that_was_refused_before_it_began_is_failed_at_once(tmp_path):
 
 
 def test_what_is_left_after_a_failed_workflow_is_listed(sheet):
-    lines = unfinished(sheet)
+    lines = failure_summary(sheet)
     assert "broke seed 0 failed: checkpoints/a.pth: no such file" in lines
     assert "stopped seed 0 stopped at iteration 80 of 200" in lines
     assert lines[-1].startswith("Run the same command again to resume")

@@ -1,7 +1,10 @@
 # What a person reads when a start is refused, and when a workflow has failed.
 import shlex
 
-from cae_seg.results.status import unfinished
+from snakemake.logging import logger
+
+from cae_seg.results.live import failure_line, live_lines
+from cae_seg.results.status import failure_summary
 
 
 def explain_lock() -> None:
@@ -23,6 +26,25 @@ if workflow.is_main_process:
     explain_lock()
 
 
+# Empty unless the logger `cae-live` draws on a terminal; jobs then write to their logs alone.
+LIVE = [
+    handler
+    for handler in workflow.logger_manager.get_log_handlers()
+    if getattr(handler, "live", False)
+]
+for handler in LIVE:
+    handler.watch(lambda jobs: live_lines(SHEET, jobs), failure_line)
+if LIVE:
+    shell.prefix("set -euo pipefail; exec > /dev/null; ")
+
+
+def end_live_lines() -> None:
+    """Leave the last state of the lines on the terminal, with what comes below them."""
+    for handler in LIVE:
+        handler.finish()
+
+
 onerror:
+    end_live_lines()
     command = shlex.join(["snakemake", *sys.argv[1:]])
-    print(*unfinished(SHEET, f"`{command}`"), sep="\n", file=sys.stderr)
+    logger.error("\n".join(failure_summary(SHEET, f"`{command}`")))

@@ -64,7 +64,7 @@ class CAEAttention(Attention):
         scale: factor on query·key; 1/√(head width) where None.
     """
 
-    fast_path, fast = "tiled_attention", True
+    fast_path, fast = "efficient_attention", True
 
     def __init__(self, *args, scale: float | None = None, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -93,7 +93,7 @@ class CAEAttention(Attention):
             self._score_bias(qkv.dtype, shared_rel_pos_bias, table),
             self.scale,
             dropout=self.attn_drop.p if self.training else 0.0,
-            tiled=self.fast,
+            fast=self.fast,
         )
 
     def _score_bias(

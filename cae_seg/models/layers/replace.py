@@ -18,7 +18,7 @@ class FastBEiTAttention(BEiTAttention):
     Takes and returns tokens (B, N, C), class token first.
     """
 
-    fast_path, fast = "tiled_attention", True
+    fast_path, fast = "efficient_attention", True
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over tokens."""
@@ -29,7 +29,7 @@ class FastBEiTAttention(BEiTAttention):
         table = self.relative_position_bias_table
         scores = RelativeBias.apply(table, *self.window_size, table.detach().to(qkv.dtype))
         dropout = self.attn_drop.p if self.training else 0.0
-        out = attend(qkv, scores[None], self.scale, dropout=dropout, tiled=self.fast)
+        out = attend(qkv, scores[None], self.scale, dropout=dropout, fast=self.fast)
         return self.proj_drop(self.proj(out))
 
 

@@ -2,7 +2,7 @@
 
 from fake_runs import event_line, make_row, make_run, make_sheet, start_run, write_lines
 
-from cae_seg.results.status import unfinished
+from cae_seg.results.status import failure_summary
 
 
 def test_every_run_without_a_result_is_named_with_its_error_and_log(tmp_path):
@@ -23,7 +23,7 @@ def test_every_run_without_a_result_is_named_with_its_error_and_log(tmp_path):
     (tmp_path / "refused/seed_0/error_fine_tune.txt").write_text("config: wrong key\n")
     torn = start_run(tmp_path / "torn/seed_0", "torn")
     (torn / "work/run_metadata.json").write_text("{")
-    lines = unfinished(sheet, "`snakemake --profile slurm`")
+    lines = failure_summary(sheet, "`snakemake --profile slurm`")
     assert {line.split(" seed ")[0] for line in lines[:-1] if " seed " in line} == {
         "broke",
         "refused",
@@ -47,7 +47,7 @@ def test_a_run_that_waits_for_its_data_names_the_error_of_the_data(tmp_path):
     log = tmp_path / "logs/prepare_data/data/ade20k.log"
     log.parent.mkdir(parents=True)
     log.write_text("cae-seg: error: ADE.zip: hashes to 12, expected 34; download it again\n")
-    (line, _) = unfinished(sheet)
+    (line, _) = failure_summary(sheet)
     assert line == (
         "waiting seed 0 not started: cae-seg: error: ADE.zip: hashes to 12, expected 34; "
         f"download it again; log {log}"
@@ -57,4 +57,4 @@ def test_a_run_that_waits_for_its_data_names_the_error_of_the_data(tmp_path):
 def test_a_finished_sheet_has_nothing_to_report(tmp_path):
     sheet = make_sheet(tmp_path, [make_row("done")])
     make_run(tmp_path / "done/seed_0", "done")
-    assert unfinished(sheet) == []
+    assert failure_summary(sheet) == []
