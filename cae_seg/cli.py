@@ -524,9 +524,10 @@ def _table(options: argparse.Namespace) -> None:
         code_fingerprint=code_fingerprint(),
     )
     if options.pages:
-        from cae_seg.results.report_pages import write_page, write_run_pages
+        from cae_seg.results.report_pages import write_overview, write_page, write_run_pages
 
         write_page("Results", text, options.pages / "table.html")
+        write_overview(sheets, options.pages / "overview.rst")
         write_run_pages(sheets, options.pages / "runs")
     if options.out is None:
         print(text)

@@ -28,6 +28,12 @@ FLAGS = [
     "--force-device-scale-factor=1",
 ]
 
+# The assistant of MLflow's UI unfolds over the runs at the first visit.
+FOLD_ASSISTANT = """
+localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+localStorage.setItem("mlflow.assistant.panelOpen_v1", "false");
+"""
+
 
 class Browser:
     """One window of a headless Chromium."""

@@ -1,15 +1,19 @@
 """Results as web pages: Snakemake's report shows HTML, and only offers other files for download."""
 
 import html
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from markdown_it import MarkdownIt
 
 from cae_seg.files import atomic_write_text
-from cae_seg.results.collect import Sheets, open_sheets
+from cae_seg.results.aggregate import aggregate
+from cae_seg.results.collect import Sheets, collect_runs, open_sheets
+from cae_seg.results.columns import make_cells
 from cae_seg.run.paths import RunDir
 from cae_seg.sheet.schema import Experiment
 
@@ -41,6 +45,49 @@ def write_page(title: str, markdown: str, out: Path) -> None:
         parser.add_render_rule(part, lambda *_: "")
     body = parser.render(markdown)
     atomic_write_text(out, PAGE.format(title=html.escape(title), body=body))
+
+
+OVERVIEW = ("Backbone", "#Pretrained Epoch", "Learning rate", "mIoU")
+
+
+def write_overview(sheets: Sheets, out: Path) -> None:
+    """Write what the report opens on: the best row, and every row with links to its runs.
+
+    Args:
+        sheets: one sheet or several.
+        out: reStructuredText, in which Snakemake's report resolves names of its files to links.
+    """
+    frame = aggregate(collect_runs(sheets))
+    names = [name for name in ("Data", "Method", "Head") if name in make_cells(frame).columns]
+    names = [*names, *OVERVIEW]
+    lines = [*_best_rows(frame, names), "", ".. list-table::", "   :header-rows: 1", ""]
+    lines += _rst_row([*names, "Runs"])
+    rows = make_cells(frame, chosen=names).rows
+    for row, cells in zip(frame.itertuples(), rows, strict=True):
+        runs = [
+            f"`seed {seed} <{row.experiment}_seed{seed}.html_>`__" for seed in row.seeds.split()
+        ]
+        lines += _rst_row([*map(_rst, cells), ", ".join(runs)])
+    atomic_write_text(out, "\n".join([*lines, ""]))
+
+
+def _best_rows(frame: pd.DataFrame, names: list[str]) -> Iterator[str]:
+    """Yield a line for the best row of each data set, of those that may be compared."""
+    usable = frame[frame["comparable"] & frame["mIoU"].notna()]
+    for _, group in usable.groupby("data_set", sort=False):
+        best = group.loc[[group["mIoU"].idxmax()]]
+        (cells,) = make_cells(best, chosen=names).rows
+        shown = ", ".join(f"{name} {cell}" for name, cell in zip(names, cells, strict=True))
+        yield f"**Best:** {_rst(shown)}."
+        yield ""
+
+
+def _rst_row(cells: list[str]) -> list[str]:
+    return [f"   {'*' if number == 0 else ' '} - {cell}" for number, cell in enumerate(cells)]
+
+
+def _rst(text: str) -> str:
+    return re.sub(r"([\\*`|_<>])", r"\\\1", text)
 
 
 def write_run_pages(sheets: Sheets, folder: Path) -> None:

@@ -23,6 +23,8 @@ COLUMNS = (
     "metrics.`mIoU`",
     "tags.`gpu_hours`",
 )
+# On the chart tab, in this order: scores first. The first and the last name are the UI's own.
+CHART_SECTIONS = ("Model metrics", "train", "speed", "System metrics")
 LOCK_SECONDS = 600.0
 REPORT_SECONDS = 5.0  # a wait for the lock that lasts longer is reported
 # Python's module of a database's driver → what to install, where the names differ.
@@ -288,6 +290,12 @@ def _view() -> dict[str, str]:
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         "selectedColumns": COLUMNS,
+        "compareRunCharts": [],  # the UI adds one per metric to the section of its name
+        "compareRunSections": [
+            {"uuid": name, "name": name, "display": True, "isGenerated": True, "isReordered": False}
+            for name in CHART_SECTIONS
+        ],
+        "isAccordionReordered": True,  # else the UI sorts the sections by name
     }
     return {
         "mlflow.experimentKind": "custom_model_development",

@@ -3,7 +3,7 @@ import re
 import pytest
 from fake_runs import make_sweep
 
-from cae_seg.results.report_pages import write_page, write_run_pages
+from cae_seg.results.report_pages import write_overview, write_page, write_run_pages
 
 
 @pytest.fixture
@@ -35,3 +35,16 @@ def test_unfinished_runs_have_no_page(tmp_path):
     next((tmp_path / "results").glob("*/seed_0/metrics.json")).unlink()
     write_run_pages(sheet, tmp_path / "pages")
     assert not list((tmp_path / "pages").iterdir())
+
+
+def test_the_overview_names_the_best_row_and_leads_from_rows_to_runs(tmp_path):
+    cells = {(1600, "1e-4"): (50.3, 50.5), (300, "2e-4"): (47.0,)}
+    sheet = make_sweep(tmp_path / "results", cells)
+    write_overview(sheet, tmp_path / "overview.rst")
+    text = (tmp_path / "overview.rst").read_text()
+    best = next(line for line in text.splitlines() if line.startswith("**Best:**"))
+    assert "1600" in best
+    assert "50.40 ± 0.14 (n=2)" in best
+    write_run_pages(sheet, tmp_path / "pages")
+    linked = set(re.findall(r"<(\S+\.html)_>`__", text))
+    assert linked == {page.name for page in (tmp_path / "pages").iterdir()}

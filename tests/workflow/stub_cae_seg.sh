@@ -14,7 +14,8 @@ for argument in "$@"; do
         --csv=*) write "$value" "backbone,miou" ;;
         --claim=*) write "$value" "not distinguishable" && write "${value%.md}.json" "{}" ;;
         --pages=*) write "$value/$([ $command = table ] && echo table || echo claim).html" "<p></p>"
-            [ $command = figures ] || write "$value/runs/tiny_seed0.html" "<p></p>" ;;
+            [ $command = figures ] || write "$value/runs/tiny_seed0.html" "<p></p>"
+            [ $command = figures ] || write "$value/overview.rst" "Best: tiny" ;;
         --out=*)
             case $command in
                 figures) write "$value/learning_rate.svg" "<svg xmlns='http://www.w3.org/2000/svg'/>" ;;

@@ -128,11 +128,18 @@ def test_the_report_shows_table_and_runs_in_a_browser_by_itself(report):
         for category, entry in (("Results", "Table"), ("Runs", "tiny_300_lr3e-3")):
             browser.open("about:blank")
             browser.open(report.as_uri())
-            browser.wait_for_text("Statistics", category)
+            browser.wait_for_text("Statistics", category, "Best: Backbone ViT-tiny")
             browser.click(f"//a[normalize-space(.)='{category}']")
             browser.wait_for_text(entry)
             browser.click(f"//tr[contains(., '{entry}')]//a[1]")
             shown = browser.run("return document.querySelector('iframe').src")
             assert shown.startswith("data:text/html")
+        browser.open("about:blank")
+        browser.open(report.as_uri())
+        browser.wait_for_text("Best: Backbone ViT-tiny")
+        browser.click("(//a[normalize-space(.)='seed 1'])[1]")
+        browser.click("//tbody//a[1]")
+        shown = browser.run("return atob(document.querySelector('iframe').src.split(',')[1])")
+        assert "tiny_1600_lr1e-3, seed 1" in shown
         loaded = browser.run("return performance.getEntriesByType('resource').map(e => e.name)")
         assert not [name for name in loaded if not name.startswith(("data:", "blob:"))]

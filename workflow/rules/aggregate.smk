@@ -8,6 +8,7 @@ rule write_table:
         table="<results>/table.md",
         csv=report("<results>/table.csv", **AMONG_RESULTS, labels={"result": "table.csv"}),
         page=report("<results>/pages/table.html", **AMONG_RESULTS, labels={"result": "Table"}),
+        overview="<results>/pages/overview.rst",
         runs=report(
             directory("<results>/pages/runs"),
             patterns=["{experiment}_seed{seed}.html"],
