@@ -79,6 +79,7 @@ BUILT_BY_CONFIG = {
     r"_dinov[23]_small_": "ViT-S",
     r"_cae_tiny": "ViT-tiny",
     r"_swin_tiny_": "Swin-T",
+    r"_swin_demo": "Swin-demo",
     r"_swin_small_": "Swin-S",
     r"_swin_base_": "Swin-B",
     r"_xcit_small_12_": "XCiT-S12",

@@ -9,7 +9,7 @@ for argument in "$@"; do
     value=${argument#*=}
     case $argument in
         --archive=*) write "$value" "archive" ;;
-        --checkpoints=*) write "$value/cae_tiny_300e.pth" "300" && write "$value/cae_tiny_1600e.pth" "1600" ;;
+        --checkpoints=*) for name in cae_tiny_300e cae_tiny_1600e swin_demo; do write "$value/$name.pth" "$name"; done ;;
         --manifest=*) write "$value" '{"schema": 1}' ;;
         --csv=*) write "$value" "backbone,miou" ;;
         --claim=*) write "$value" "not distinguishable" && write "${value%.md}.json" "{}" ;;
