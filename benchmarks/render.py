@@ -82,7 +82,9 @@ def _section(result: dict[str, Any]) -> str:
 def _how(result: dict[str, Any]) -> str:
     if result["case"] == "counts":
         return "counted for a CUDA device"
-    return f"timed on {result['device']}"
+    machine = result["machine"]
+    busy = ", on a busy machine" if machine["load_before"] > machine["cores"] else ""
+    return f"timed on {result['device']}{busy}"
 
 
 def _counted(rows: list[dict[str, Any]]) -> list[str]:

@@ -30,6 +30,9 @@ def _configs(options: Options) -> dict[str, Config]:
         for config in found.values():
             config.crop_size = (64, 64)
             config.model.data_preprocessor.size = config.crop_size
+            for step in config.val_dataloader.dataset.pipeline:
+                if step.type == "Resize":
+                    step.scale = (256, 64)
     return found
 
 

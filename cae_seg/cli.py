@@ -4,12 +4,14 @@ Heavy imports stay inside the functions that need them, so that `--help` answers
 """
 
 import argparse
+import contextlib
 import errno
+import itertools
 import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,7 +28,7 @@ from cae_seg.arguments import (
     whole_number,
 )
 from cae_seg.crash import report_crash
-from cae_seg.engine.job import EvaluateJob, TrainJob, add_options, job_of
+from cae_seg.engine.job import EvaluateJob, JointJob, TrainJob, add_options, job_of
 from cae_seg.errors import UserError, nearest
 from cae_seg.files import full_disk_is_one_line
 from cae_seg.redaction import redact
@@ -34,6 +36,7 @@ from cae_seg.redaction import redact
 if TYPE_CHECKING:
     from cae_seg.data.prepare.describe import Description
 
+NEXT = "--next"
 DATA = Path("data/ade20k/manifest.json")
 SHEET = Path("config/published.yaml")
 
@@ -93,9 +96,7 @@ def _run_once(options: argparse.Namespace) -> int | None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     """Run one command; the one place that catches unforeseen errors."""
-    options, unknown = build_parser().parse_known_args(arguments)
-    if unknown:
-        raise UserError(f"unrecognised {unknown[0]!r}{_nearest_option(unknown[0], options.parser)}")
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
         run = _run_once if getattr(options, "error_file", None) else options.run
         with full_disk_is_one_line():
@@ -110,6 +111,35 @@ def _run(arguments: Sequence[str] | None) -> int:
         ) from error
     except (Exception, SystemExit) as error:  # a config is a program and may call sys.exit
         return _crash(error)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command, and as `others` those of the further runs of `train`."""
+    first, *others = _split(arguments)
+    options = _parse_one(first)
+    if others and options.run is not _train:
+        raise UserError(f"{NEXT}: only `cae-seg train` takes several runs")
+    options.others = [_parse_one(["train", *other]) for other in others]
+    for other in options.others:
+        for name in ("sheet", "error_file", "keep_going", "report"):
+            if getattr(other, name):
+                option = name.replace("_", "-")
+                raise UserError(f"--{option}: is for all runs; give it before the first {NEXT}")
+    return options
+
+
+def _split(arguments: Sequence[str]) -> Iterator[list[str]]:
+    """Yield what is between the separators of runs."""
+    ends = [place for place, word in enumerate(arguments) if word == NEXT]
+    for begin, end in itertools.pairwise([-1, *ends, len(arguments)]):
+        yield list(arguments[begin + 1 : end])
+
+
+def _parse_one(arguments: Sequence[str]) -> argparse.Namespace:
+    options, unknown = build_parser().parse_known_args(arguments)
+    if unknown:
+        raise UserError(f"unrecognised {unknown[0]!r}{_nearest_option(unknown[0], options.parser)}")
+    return options
 
 
 def _crash(error: BaseException) -> int:
@@ -149,6 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_predict,
         _add_check_sheet,
         _add_export,
+        _add_collect_run,
         _add_aggregate_seeds,
         _add_track,
         _add_table,
@@ -328,18 +359,36 @@ def _add_train(commands: Any) -> None:
     add_options(parser, TrainJob)
     parser.add_argument("--sheet", type=Path, help="labels for live tracking")
     _add_retry_options(parser)
+    together = parser.add_argument_group(
+        "several runs over one frozen backbone",
+        "they share its passes, and each ends as it would alone",
+    )
+    together.add_argument(
+        NEXT,
+        action="store_true",
+        help="begins the options of a further run: config, --work-dir and so on",
+    )
+    together.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="do not fail for runs that fail by mistakes of their own, unless all do",
+    )
+    together.add_argument("--report", type=output_file, help="how each run has ended, as JSON")
 
 
 def _train(options: argparse.Namespace) -> int:
-    from cae_seg.launch.launcher import launch_train
+    from cae_seg.launch.launcher import launch_together, launch_train
 
-    job = job_of(TrainJob, options)
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        return launch_train(job)
-    from cae_seg.tracking import following
+    jobs = [job_of(TrainJob, run) for run in (options, *options.others)]
+    with contextlib.ExitStack() as followers:
+        if os.environ.get("MLFLOW_TRACKING_URI"):
+            from cae_seg.tracking import following
 
-    with following(options.work_dir, sheet=options.sheet):
-        return launch_train(job)
+            for job in jobs:
+                followers.enter_context(following(job.work_dir, sheet=options.sheet))
+        if len(jobs) > 1 or options.report or options.keep_going:
+            return launch_together(JointJob(tuple(jobs), options.keep_going, options.report))
+        return launch_train(jobs[0])
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -442,6 +491,19 @@ def _export(options: argparse.Namespace) -> None:
             checkpoint, config = export_mmseg(options.weights, out, config=options.config)
             answer = f"mmseg.apis.init_model({str(config)!r}, {str(checkpoint)!r})"
     print(answer)
+
+
+def _add_collect_run(commands: Any) -> None:
+    parser = _add(commands, "collect-run", _collect_run, "take a run that trained with others")
+    parser.add_argument("work_dir", type=Path, help="of the run")
+    parser.add_argument("--report", type=Path, required=True, help="of the runs")
+    parser.add_argument("--out", type=output_file, required=True, help="metadata of the run")
+
+
+def _collect_run(options: argparse.Namespace) -> None:
+    from cae_seg.run.outputs import collect_run
+
+    collect_run(options.work_dir, options.report, options.out)
 
 
 def _add_aggregate_seeds(commands: Any) -> None:

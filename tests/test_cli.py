@@ -115,6 +115,7 @@ def test_every_option_is_a_field_of_the_job_and_reaches_it(kind, tmp_path) -> No
         for name in names
     }
     beyond_the_job = {"run", "parser", "attempt", "error_file", "sheet", "eval"}
+    beyond_the_job |= {"next", "keep_going", "report"}
     assert set(vars(options)) - set(names) <= beyond_the_job
 
 

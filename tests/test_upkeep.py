@@ -103,7 +103,10 @@ def test_clean_lists_sizes_and_removes_nothing_by_default(results, capsys):
 
 
 def test_clean_keeps_results_and_what_a_run_resumes_from(results, capsys):
+    augmented = results / "row/seed_0/metrics_aug_test.json"
+    augmented.write_text("{}")
     assert main(["clean", "--delete"]) == 0
+    assert augmented.is_file()
     assert not (results / "row/seed_0/work/checkpoints").exists()
     assert not (results / "row/seed_0/work.stale-12345678").exists()
     assert (results / "row/seed_0/run.json").is_file()

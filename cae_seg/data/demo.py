@@ -1,11 +1,9 @@
-"""A small data set in the ADE20K layout and two checkpoints for it, drawn from a seed.
+"""A small data set in the ADE20K layout and three checkpoints for it, drawn from a seed.
 
     cae-seg prepare demo --archive data/demo/ADEChallengeData2016.zip --checkpoints data/demo
 
 Landscapes of nine classes, each with a colour and a texture of its own, that a tiny transformer
-learns in a few hundred iterations. The checkpoints have the layout of the released CAE ones but
-were not pretrained: `cae_tiny_300e.pth` holds random weights, `cae_tiny_1600e.pth` the same with
-the principal components of the images' patches as its patch embedding, which is a better start.
+learns in a few hundred iterations.
 """
 
 import io
@@ -18,35 +16,31 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from cae_seg.data.demo_checkpoints import write_checkpoints
 from cae_seg.data.prepare.manifest import FOLDER
 from cae_seg.files import atomic_writer
 from cae_seg.progress import progress
-from cae_seg.project import PROJECT
 
 IMAGES = {"training": 64, "validation": 24}
 PREFIX = {"training": "ADE_train", "validation": "ADE_val"}
-CONFIG = PROJECT / "configs_local/cae/upernet/upernet_cae_tiny_demo.py"
-CHECKPOINTS = ("cae_tiny_300e.pth", "cae_tiny_1600e.pth")
 EPOCH_OF_ZIP = (2016, 1, 1, 0, 0, 0)
 VOID = 0
 BUILDING, SKY, TREE, ROAD, GRASS, MOUNTAIN, CAR, WATER, POLE = 2, 3, 5, 7, 10, 17, 21, 22, 94
-MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
-PATCHES = 4096
 
 
 def make_demo(archive: Path, checkpoints: Path, *, seed: int = 0) -> None:
-    """Write the demo's archive and its two pretrained checkpoints; the same bytes for one seed.
+    """Write the demo's archive and its pretrained checkpoints; the same bytes for one seed.
 
     Args:
         archive: zip file to write, in the layout of ADEChallengeData2016.zip.
-        checkpoints: folder to write `cae_tiny_300e.pth` and `cae_tiny_1600e.pth` to.
+        checkpoints: folder to write the checkpoints to, as `write_checkpoints` names them.
         seed: what everything is drawn from.
 
     Raises:
         UserError: a folder cannot be written.
     """
     images = _write_archive(Path(archive), seed)
-    _write_checkpoints(Path(checkpoints), images, seed)
+    write_checkpoints(Path(checkpoints), images, seed)
 
 
 def draw_scene(rng: np.random.Generator, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -211,93 +205,3 @@ def _class_list() -> str:
 
 def _scene_list() -> str:
     return "".join(f"{stem} landscape\n" for split in IMAGES for stem in _stems(split))
-
-
-def _write_checkpoints(folder: Path, images: list[np.ndarray], seed: int) -> None:
-    import torch
-    from mmengine.config import Config
-
-    backbone = Config.fromfile(CONFIG).model.backbone
-    plain = _random_encoder(backbone, seed)
-    better = plain | {"patch_embed.proj.weight": _patch_filters(backbone, images, seed)}
-    for name, encoder in zip(CHECKPOINTS, (plain, better), strict=True):
-        tensors = {f"encoder.{key}": torch.from_numpy(value) for key, value in encoder.items()}
-        width = backbone.embed_dim
-        tensors |= {
-            "mask_token": torch.zeros(1, 1, width),
-            "pretext_neck.norm.weight": torch.ones(width),
-            "pretext_neck.norm.bias": torch.zeros(width),
-        }
-        epochs = int(name.rsplit("_", 1)[1].removesuffix("e.pth"))
-        with atomic_writer(folder / name) as stream:
-            torch.save({"model": tensors, "epoch": epochs - 1}, stream)
-
-
-def _random_encoder(backbone: Any, seed: int) -> dict[str, np.ndarray]:
-    """Return random weights of the encoder, as training from scratch would begin."""
-    rng = np.random.default_rng([seed, 2])
-    width, hidden = backbone.embed_dim, int(backbone.embed_dim * backbone.mlp_ratio)
-    patch = backbone.patch_size
-    grid = backbone.img_size // patch - 2  # smaller than the model's, so that it is resized
-
-    def draw(*shape: int) -> np.ndarray:
-        return rng.normal(0, width**-0.5, shape).astype(np.float32)
-
-    def flat(value: float, size: int = width) -> np.ndarray:
-        return np.full(size, value, np.float32)
-
-    weights = {
-        "cls_token": 0.02 * draw(1, 1, width),
-        "pos_embed": _positions(grid, width),
-        "patch_embed.proj.weight": 0.3 * draw(width, 3, patch, patch),
-        "patch_embed.proj.bias": flat(0),
-        "norm.weight": flat(1),
-        "norm.bias": flat(0),
-    }
-    for number in range(backbone.depth):
-        block = {
-            "gamma_1": flat(backbone.init_values),
-            "gamma_2": flat(backbone.init_values),
-            "norm1.weight": flat(1),
-            "norm1.bias": flat(0),
-            "attn.q_bias": flat(0),
-            "attn.v_bias": flat(0),
-            "attn.qkv.weight": draw(3 * width, width),
-            "attn.proj.weight": draw(width, width),
-            "attn.proj.bias": flat(0),
-            "norm2.weight": flat(1),
-            "norm2.bias": flat(0),
-            "mlp.fc1.weight": draw(hidden, width),
-            "mlp.fc1.bias": flat(0, hidden),
-            "mlp.fc2.weight": draw(width, hidden),
-            "mlp.fc2.bias": flat(0),
-        }
-        weights |= {f"blocks.{number}.{key}": value for key, value in block.items()}
-    return weights
-
-
-def _positions(grid: int, width: int) -> np.ndarray:
-    """Return the sine-cosine embedding of a square grid, a row of zeros for the class token."""
-    rates = 10000.0 ** -(np.arange(width // 4) / (width // 4))
-    place = np.arange(grid)[:, None] * rates
-    across, down = np.tile(place, (grid, 1)), np.repeat(place, grid, axis=0)
-    rows = [np.sin(across), np.cos(across), np.sin(down), np.cos(down)]
-    embedding = np.concatenate(rows, axis=1)
-    return np.vstack([np.zeros((1, width)), embedding])[None].astype(np.float32)
-
-
-def _patch_filters(backbone: Any, images: list[np.ndarray], seed: int) -> np.ndarray:
-    """Return the principal components of the images' patches, scaled to equal variance."""
-    rng, side = np.random.default_rng([seed, 3]), backbone.patch_size
-    patches = np.empty((PATCHES, side, side, 3))
-    for row in patches:
-        image = images[rng.integers(len(images))]
-        top, left = (rng.integers(0, length - side + 1) for length in image.shape[:2])
-        row[:] = (image[top : top + side, left : left + side] - MEAN) / STD
-    flat = patches.transpose(0, 3, 1, 2).reshape(PATCHES, -1)
-    values, vectors = np.linalg.eigh(flat.T @ flat / PATCHES)
-    best = np.argsort(values)[::-1][: backbone.embed_dim]
-    # The sign of an eigenvector is arbitrary: fix it, so that one seed gives one checkpoint.
-    filters = vectors[:, best].T / np.sqrt(values[best])[:, None]
-    filters *= np.sign(filters[np.arange(len(best)), np.abs(filters).argmax(1)])[:, None]
-    return filters.reshape(-1, 3, side, side).astype(np.float32)

@@ -72,9 +72,9 @@ def metainfo_of(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a data set's config says about its classes: names, and colours where known.
 
     Its own `metainfo` comes before that of its type, as in mmsegmentation; wrappers are looked
-    through. Nothing is read from the data's folder.
+    through, and several joined sets have that of the first. Nothing is read from the data's folder.
     """
-    dataset = innermost(dataset)
+    dataset = first_set(dataset)
     known = dict(getattr(DATASETS.get(dataset.get("type", "")), "METAINFO", {}))
     own = dataset.get("metainfo") or {}
     if "classes" in own and "palette" not in own:
@@ -88,9 +88,9 @@ def first_label(dataset: Mapping[str, Any]) -> int:
     """Return the value of the first class in annotation files: 1 where 0 means "ignored", else 0.
 
     This is `reduce_zero_label` of the step that loads annotations or, where that says nothing, of
-    the data set.
+    the data set; of several joined sets the first counts.
     """
-    dataset = innermost(dataset)
+    dataset = first_set(dataset)
     for step in dataset.get("pipeline") or ():
         if step["type"] == "LoadAnnotations" and step.get("reduce_zero_label") is not None:
             return int(step["reduce_zero_label"])
@@ -102,6 +102,14 @@ def innermost(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the config inside of wrappers such as RepeatDataset."""
     while dataset.get("dataset"):
         dataset = dataset["dataset"]
+    return dataset
+
+
+def first_set(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config inside of wrappers, and the first one's of a ConcatDataset."""
+    dataset = innermost(dataset)
+    while dataset.get("datasets"):
+        dataset = innermost(dataset["datasets"][0])
     return dataset
 
 

@@ -10,7 +10,7 @@ from mmseg.registry import DATASETS
 
 from cae_seg.data.prepare.layout import ADE20K, IGNORED, Layout
 from cae_seg.data.prepare.manifest import Manifest
-from cae_seg.engine.classes import innermost
+from cae_seg.engine.classes import first_set, innermost
 
 _SPLIT_OF = {
     "train_dataloader": "training",
@@ -58,10 +58,7 @@ def _is_of_ade20k(config: Config) -> bool:
 
 def _pipeline(dataset: Mapping[str, Any]) -> list[Any]:
     """Return the transforms of a data set's config, of the first one of several."""
-    node = innermost(dataset)
-    while node.get("datasets"):
-        node = innermost(node["datasets"][0])
-    return node.get("pipeline") or []
+    return first_set(dataset).get("pipeline") or []
 
 
 def _node(manifest: Manifest, split: str, pipeline: list[Any]) -> ConfigDict:

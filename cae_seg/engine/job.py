@@ -224,6 +224,55 @@ class EvaluateJob(_CommonJob):
         return Knobs()
 
 
+@dataclass(frozen=True)
+class JointJob:
+    """Training runs over one frozen backbone, in one process and one pass of the backbone.
+
+    Args:
+        runs: what to train; each has its own work dir, and leaves there what it leaves alone.
+        keep_going: whether a run that fails by a mistake of the user's is left to its note in the
+            work dir, as long as another one succeeds.
+        report: where to write how each run has ended, once all have.
+
+    Raises:
+        UserError: the runs want different machines, or the same work dir.
+    """
+
+    runs: tuple[TrainJob, ...]
+    keep_going: bool = False
+    report: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("device", "gpus", "nodes", "deterministic"):
+            if len(found := {getattr(run, name) for run in self.runs}) > 1:
+                values = ", ".join(sorted(map(str, found)))
+                raise UserError(f"--{name}: {values}: runs of one command need the same")
+        folders = [run.work_dir.absolute() for run in self.runs]
+        for folder in folders:
+            if folders.count(folder) > 1:
+                raise UserError(f"--work-dir {folder}: is given to two runs; each needs its own")
+
+    @property
+    def device(self) -> str:
+        """Of all runs."""
+        return self.runs[0].device
+
+    @property
+    def gpus(self) -> int | None:
+        """On each machine."""
+        return self.runs[0].gpus
+
+    @property
+    def nodes(self) -> int:
+        """Machines."""
+        return self.runs[0].nodes
+
+    @property
+    def deterministic(self) -> bool:
+        """The same numbers on CUDA too."""
+        return self.runs[0].deterministic
+
+
 def add_options(parser: argparse.ArgumentParser, kind: type["TrainJob | EvaluateJob"]) -> None:
     """Add an argument for each field of a job: a positional one where there is no default."""
     groups: dict[tuple[str, str], Any] = {}
@@ -254,12 +303,15 @@ def job_of(kind: type[T], options: argparse.Namespace) -> T:
     return kind(**values)
 
 
-Job = TrainJob | EvaluateJob
+Job = TrainJob | EvaluateJob | JointJob
 _KINDS = {kind.__name__: kind for kind in (TrainJob, EvaluateJob)}
 
 
 def encode(job: Job) -> str:
     """Write a job as text that `decode` reads back, tuples in its options included."""
+    if isinstance(job, JointJob):
+        runs, report = [encode(run) for run in job.runs], job.report and str(job.report)
+        return repr((JointJob.__name__, (runs, job.keep_going, report)))
     values = dataclasses.asdict(job)
     plain = {key: str(v) if isinstance(v, Path) else v for key, v in values.items()}
     return repr((type(job).__name__, plain))
@@ -268,6 +320,9 @@ def encode(job: Job) -> str:
 def decode(text: str) -> Job:
     """Read a job that `encode` wrote."""
     kind, values = ast.literal_eval(text)
+    if kind == JointJob.__name__:
+        runs, keep_going, report = values
+        return JointJob(tuple(map(decode, runs)), keep_going, report and Path(report))
     cls = _KINDS[kind]
     paths = {f.name for f in dataclasses.fields(cls) if "Path" in str(f.type)}
     return cls(**{k: Path(v) if k in paths and v is not None else v for k, v in values.items()})

@@ -85,19 +85,29 @@ class ExactTrainLoop(IterBasedTrainLoop):
             runner.model, self._iter * passes, self._max_iters * passes
         )
         self._decide_current_val_interval()
-        self.dataloader_iterator.skip_iter(self._iter)
+        self._loaded = 0
+        session.turn.join(runner.model.module, runner.batch_settings())
 
     def _iterate(self) -> None:
         runner, session = self.runner, self.runner.session
         begin = time.monotonic()
+        session.turn.wait(self._iter)
         runner.model.train()
-        batch = next(self.dataloader_iterator)
-        runner.data_seconds = time.monotonic() - begin
+        loading = time.monotonic()
+        batch = session.turn.batch("train", self._iter, self._load)
+        runner.data_seconds = time.monotonic() - loading
         seed_iteration(session.seed, self._iter, get_rank())
         runner.model.iteration = self._iter
         self.run_iter(batch)
         session.budget.update_step(time.monotonic() - begin)
         self._decide_current_val_interval()
+
+    def _load(self) -> Any:
+        """Load the batch of this iteration."""
+        if self._iter != self._loaded:  # those before were trained earlier, or loaded elsewhere
+            self.dataloader_iterator.skip_iter(self._iter)
+        self._loaded = self._iter + 1
+        return next(self.dataloader_iterator)
 
     def _save_or_evaluate(self) -> None:
         """Do between two iterations what all ranks agree on.
@@ -166,30 +176,27 @@ class _Interruptible:
 
     runner: Runner
 
-    def run(self) -> dict[str, float]:
-        """Predict every image once and score.
-
-        Raises:
-            Interrupted: a signal or the deadline asked to.
-        """
-        session = self.runner.session
-        with evaluating(session.evaluation_precision, session.device.type):
-            return super().run()
-
     def run_iter(self, idx: int, data_batch: Any) -> None:
         """Predict one batch of images.
 
         Raises:
             Interrupted: a signal or the deadline asked to.
         """
-        if self.runner.session.must_stop():
+        session = self.runner.session
+        if session.must_stop():
             raise Interrupted
-        super().run_iter(idx, data_batch)
+        # Around an image, not around all of them: other runs may take turns in between.
+        with evaluating(session.evaluation_precision, session.device.type):
+            super().run_iter(idx, data_batch)
 
 
 @LOOPS.register_module()
 class ExactValLoop(_Interruptible, ValLoop):
     """`ValLoop` that can be left between images."""
+
+    def __init__(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        super().__init__(runner, *args, **kwargs)
+        self.dataloader = runner.session.turn.loader(self.dataloader, lambda: runner.iter)
 
 
 @LOOPS.register_module()

@@ -1,7 +1,6 @@
 """Metadata of a training run: written when it starts, and completed when it is over."""
 
 import logging
-import os
 import time
 from datetime import datetime
 from typing import Any
@@ -14,10 +13,11 @@ from torch import nn
 from cae_seg.engine.config_text import config_text
 from cae_seg.engine.resolve import ResolvedRun
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_json, atomic_write_text, atomic_writer, sha256_file
+from cae_seg.files import atomic_write_text, atomic_writer, sha256_file
 from cae_seg.run import provenance
 from cae_seg.run.checkpoints import to_cpu
 from cae_seg.run.metrics_log import MetricsLogger, working_seconds
+from cae_seg.run.outputs import write_outputs
 from cae_seg.run.paths import read_history
 from cae_seg.run.work_dir import SCHEMA, WorkDir
 
@@ -56,14 +56,14 @@ def write_end(
     _write_weights(run, work, weights)
     metrics.event("finish", iteration=weights["meta"]["iteration"])
     history = read_history(work.metrics_log)
-    seconds = working_seconds(history)
+    attempts = working_seconds(history)
     metadata = work.metadata()
     gpus = metadata["device"]["count"] if metadata["device"]["type"] == "cuda" else 0
     summary = {
         **metadata,
         "ended": _iso(time.time()),
-        "seconds": seconds,
-        "gpu_hours": gpus * seconds / 3600,
+        "seconds": sum(seconds for seconds, _ in attempts),
+        "gpu_hours": gpus * sum(seconds / runs for seconds, runs in attempts) / 3600,
         "weights": {"path": str(work.weights), "sha256": sha256_file(work.weights)},
         "evaluations": [
             {"iteration": iteration, **{key: line[key] for key in _SCORES if key in line}}
@@ -76,13 +76,7 @@ def write_end(
 
 def export_outputs(run: ResolvedRun, work: WorkDir, summary: dict[str, Any]) -> None:
     """Write the files that the workflow declares, the metadata of the run last."""
-    run_file = run.job.run_file
-    config = run_file.parent / "config.py"
-    if config.absolute() != work.config.absolute():
-        kept = work.config.is_file()
-        atomic_write_text(config, work.config.read_text() if kept else config_text(run.config))
-    weights = os.path.relpath(work.weights, run_file.parent)
-    atomic_write_json(run_file, {**summary, "weights": {**summary["weights"], "path": weights}})
+    write_outputs(work, run.job.run_file, summary, config_text(run.config))
 
 
 def _metadata(

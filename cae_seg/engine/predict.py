@@ -58,7 +58,9 @@ def predict(
     """
     weights, out = Path(weights), Path(out)
     check_checkpoint(weights)
-    images = [image for path in inputs for image in _images(Path(path))]
+    found = [image for path in inputs for image in _images(Path(path))]
+    # Once each, though a file and its folder may both be given.
+    images = list({image.resolve(): image for image in found}.values())
     outputs = {image: _outputs(image, out, pictures) for image in images}
     _check_outputs(outputs, out)
     with configure_logging(speak=True):

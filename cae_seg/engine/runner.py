@@ -219,6 +219,11 @@ class ExactRunner(Runner):
             self.register_hook(MetricsHook(self.session.log_interval))
             self.register_hook(SystemMetricsHook())
 
+    def batch_settings(self) -> Any:
+        """Return what the run's batches depend on besides the iteration, as comparable text."""
+        loaders = (self.cfg.train_dataloader, self.cfg.get("val_dataloader"))
+        return repr((self.session.seed, self.session.split, loaders))
+
     # State
 
     def load_or_resume(self) -> None:
@@ -261,7 +266,7 @@ class ExactRunner(Runner):
         if is_main_process():
             saved = session.checkpoints.save(self.iter, to_cpu(state))
             if saved is not None:
-                session.budget.update_save(saved.seconds)
+                session.budget.update_save(saved.seconds * session.turn.runs)
 
     def saved_state(self) -> dict[str, Any]:
         """Return weights and what belongs to them, after the hooks' `before_save_checkpoint`."""

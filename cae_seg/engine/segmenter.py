@@ -15,7 +15,7 @@ from cae_seg.data.images import read_image
 from cae_seg.data.visualize import palette_of
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.build import build_model
-from cae_seg.engine.classes import first_label, metainfo_of
+from cae_seg.engine.classes import first_label, first_set, metainfo_of
 from cae_seg.engine.config import load_config
 from cae_seg.engine.validate import check_checkpoint
 from cae_seg.engine.weights import load_weights
@@ -104,7 +104,7 @@ def _pixels(image: ImageLike, name: str) -> np.ndarray:
 
 def _pipeline(config: Config) -> Compose:
     """Return the test pipeline without reading files and annotations."""
-    steps = config.val_dataloader.dataset.pipeline
+    steps = first_set(config.val_dataloader.dataset).pipeline
     kept = [s for s in steps if s["type"] not in ("LoadImageFromFile", "LoadAnnotations")]
     return Compose([{"type": "LoadImageFromNDArray"}, *kept])
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from cae_seg.engine.batch import BatchSplit
+from cae_seg.engine.turns import Turn
 from cae_seg.run.checkpoints import Checkpoints, iteration_of
 from cae_seg.run.deadline import StopSignal, TimeBudget
 from cae_seg.run.metrics_log import MetricsLogger
@@ -24,6 +25,7 @@ class Session:
         deterministic: the same bits on CUDA too.
         precision: "fp16", "bf16", "fp32" or "apex".
         evaluation_precision: "fp32", "tf32", "fp16" or "bf16".
+        turn: the run's place among those that train together.
     """
 
     device: torch.device
@@ -34,6 +36,7 @@ class Session:
     deterministic: bool = False
     precision: str = "fp32"
     evaluation_precision: str = "fp32"
+    turn: Turn = field(default_factory=Turn)
 
     def must_stop(self) -> bool:
         """Tell whether a signal or the deadline asks to leave a long step."""

@@ -22,6 +22,7 @@ from cae_seg.engine.ranks import run_on_main
 from cae_seg.engine.resolve import ResolvedRun, resolve_run
 from cae_seg.engine.runner import ExactRunner
 from cae_seg.engine.session import TrainingSession
+from cae_seg.engine.turns import Turn
 from cae_seg.errors import UserError
 from cae_seg.progress import run_label
 from cae_seg.run import provenance
@@ -41,7 +42,7 @@ from cae_seg.run.work_dir import LOCK_SECONDS, WorkDir
 logger = logging.getLogger(__name__)
 
 
-def train(job: TrainJob, device: torch.device, stop: StopSignal, log: LogFile) -> int:
+def train(job: TrainJob, device: torch.device, stop: StopSignal, log: LogFile, turn: Turn) -> int:
     """Train until done or stopped cleanly.
 
     Args:
@@ -49,6 +50,7 @@ def train(job: TrainJob, device: torch.device, stop: StopSignal, log: LogFile) -
         device: where this process computes.
         stop: set when a signal asks to stop.
         log: opened in the work dir once that is ours.
+        turn: the run's place among those that train together.
 
     Returns:
         DONE or STOPPED.
@@ -72,7 +74,7 @@ def train(job: TrainJob, device: torch.device, stop: StopSignal, log: LogFile) -
         if newest is None and not fresh:  # no state in the work dir could be read
             model = build_model(run.built, job.seed, start=True)
         session = _session(run, device, stop, metrics, checkpoints, newest)
-        session.budget = _budget(job, model, began)
+        session.turn, session.budget = turn, _budget(job, model, began, turn.runs)
         return _run(run, work, session, model, began)
     finally:
         work.leave()
@@ -180,10 +182,10 @@ def _reaches_end(runner: ExactRunner, run: ResolvedRun) -> bool:
         ) from error
 
 
-def _budget(job: TrainJob, model: nn.Module, began: float) -> TimeBudget:
+def _budget(job: TrainJob, model: nn.Module, began: float, runs: int) -> TimeBudget:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     deadline = run_on_main(lambda: deadline_of(job.time_budget, began))
-    return TimeBudget(deadline, guess_save_seconds(parameters))
+    return TimeBudget(deadline, runs * guess_save_seconds(parameters))
 
 
 def _note_start(
@@ -197,6 +199,7 @@ def _note_start(
         iteration=done,
         time=began,
         batch=metadata["batch"],
+        runs=session.turn.runs,
         device=metadata["device"],
         slurm_job_id=provenance.slurm_job(),
     )

@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from cae_seg.crash import report_traceback
-from cae_seg.engine.job import CRASHED, STOPPED, USER_ERROR, EvaluateJob, Job, TrainJob
+from cae_seg.engine.job import CRASHED, STOPPED, USER_ERROR, EvaluateJob, Job, JointJob, TrainJob
 from cae_seg.errors import UserError
 from cae_seg.launch import rank
 from cae_seg.launch.gpus import acquire_gpus
@@ -49,18 +49,44 @@ def launch_train(job: TrainJob) -> int:
     if ENDPOINT in os.environ:  # on a node of several; the first launcher records failures
         return _launch(job)
     with recording_failure(job.work_dir):
-        try:
-            WorkDir(job.work_dir).await_other_writer(_patience(job))
-        except Busy as error:
-            # A node that SLURM gave up may still be at work; waiting for it must not use GPUs.
-            if not requeue_job():
-                raise
-            logger.warning("%s; the SLURM job returns to the queue", error)
+        if not _is_only_writer(job):
             return STOPPED
         code = _launch(job)
     if code == STOPPED:
         requeue_if_advanced(WorkDir(job.work_dir).metrics_log)
     return code
+
+
+def launch_together(job: JointJob) -> int:
+    """Train several runs until done or stopped cleanly; exit status and errors as `launch_train`.
+
+    A mistake found here is noted in the work dirs of all runs; ranks note one in its own.
+    """
+    if ENDPOINT in os.environ:
+        return _launch(job)
+    with contextlib.ExitStack() as notes:
+        for run in job.runs:
+            notes.enter_context(recording_failure(run.work_dir))
+        if not all(_is_only_writer(run) for run in job.runs):
+            return STOPPED
+        _check(job)
+    code = _launch(job)
+    if code == STOPPED:
+        requeue_if_advanced(WorkDir(job.runs[0].work_dir).metrics_log)
+    return code
+
+
+def _is_only_writer(job: TrainJob) -> bool:
+    """Wait for another writer of the work dir; False if the SLURM job went back to the queue."""
+    try:
+        WorkDir(job.work_dir).await_other_writer(_patience(job))
+    except Busy as error:
+        # A node that SLURM gave up may still be at work; waiting for it must not use GPUs.
+        if not requeue_job():
+            raise
+        logger.warning("%s; the SLURM job returns to the queue", error)
+        return False
+    return True
 
 
 def _patience(job: TrainJob) -> float:
@@ -89,7 +115,8 @@ def _check(job: Job) -> None:
     """Refuse what can be seen to be wrong before any device is asked for."""
     from cae_seg.engine.validate import validate_job
 
-    validate_job(job)
+    for each in job.runs if isinstance(job, JointJob) else (job,):
+        validate_job(each)
 
 
 @contextlib.contextmanager
@@ -116,14 +143,15 @@ def _devices(job: Job) -> Iterator[Placement]:
 
 def _refuse_other_device(job: Job, placement: Placement) -> None:
     """Refuse to continue on the CPU what has begun on a GPU, unless that is asked for."""
-    if placement.kind == "cuda" or job.device != "auto" or not isinstance(job, TrainJob):
+    if placement.kind == "cuda" or job.device != "auto" or isinstance(job, EvaluateJob):
         return
-    before = (WorkDir(job.work_dir).metadata() or {}).get("device") or {}
-    if before.get("type") == "cuda":
-        raise UserError(
-            f"{job.work_dir}: began on {before.get('name')}, but torch sees no GPU here; check the "
-            "driver and CUDA_VISIBLE_DEVICES, or continue on the CPU with --device cpu"
-        )
+    for run in job.runs if isinstance(job, JointJob) else (job,):
+        before = (WorkDir(run.work_dir).metadata() or {}).get("device") or {}
+        if before.get("type") == "cuda":
+            raise UserError(
+                f"{run.work_dir}: began on {before.get('name')}, but torch sees no GPU here; check "
+                "the driver and CUDA_VISIBLE_DEVICES, or continue on the CPU with --device cpu"
+            )
 
 
 def _present_gpus() -> int:

@@ -13,7 +13,17 @@ import time
 import traceback
 from pathlib import Path
 
-from cae_seg.engine.job import CRASHED, DONE, STOPPED, USER_ERROR, Job, TrainJob, decode
+from cae_seg.engine.job import (
+    CRASHED,
+    DONE,
+    STOPPED,
+    USER_ERROR,
+    EvaluateJob,
+    Job,
+    JointJob,
+    TrainJob,
+    decode,
+)
 from cae_seg.errors import UserError
 from cae_seg.files import full_disk_is_one_line
 from cae_seg.run.deadline import Interrupted, StopSignal, stop_on_signals
@@ -46,12 +56,17 @@ def run(job: Job, kind: str, stop: StopSignal) -> int:
         from cae_seg.engine.evaluation import evaluate
         from cae_seg.engine.ranks import joined
         from cae_seg.engine.train import train
+        from cae_seg.engine.train_together import train_together
+        from cae_seg.engine.turns import Turn
 
         cv2.setNumThreads(0)  # forked loader workers would wait for the parent's threads for ever
         with joined(kind) as device, full_disk_is_one_line(_output_of(job)):
             try:
+                if isinstance(job, JointJob):
+                    log.discard()  # each run has its own
+                    return train_together(job, device, stop)
                 if isinstance(job, TrainJob):
-                    return train(job, device, stop, log)
+                    return train(job, device, stop, log, Turn())
                 return evaluate(job, device, stop)
             except Interrupted:
                 return STOPPED
@@ -59,7 +74,9 @@ def run(job: Job, kind: str, stop: StopSignal) -> int:
 
 def _output_of(job: Job) -> Path | str:
     """Return what to name when there is no room for an unnamed file of a library's."""
-    return job.work_dir if isinstance(job, TrainJob) else job.out or job.show_dir or "the disk"
+    if isinstance(job, EvaluateJob):
+        return job.out or job.show_dir or "the disk"
+    return job.work_dir if isinstance(job, TrainJob) else job.runs[0].work_dir
 
 
 def run_in_process(job: Job, kind: str) -> int:

@@ -6,7 +6,7 @@ import logging
 import logging.handlers
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -108,6 +108,10 @@ class LogFile:
         self.handler.capacity = 1
         self.handler.flush()
 
+    def discard(self) -> None:
+        """Keep nothing from now on."""
+        self.handler.setLevel(logging.CRITICAL + 1)
+
     def close(self) -> None:
         """Close the file."""
         target = self.handler.target
@@ -146,6 +150,26 @@ def configure_logging(*, speak: bool) -> Iterator[LogFile]:
         root.handlers[:] = before[0]
         root.setLevel(before[1])
         ours.setLevel(before[2])
+        log.close()
+
+
+@contextlib.contextmanager
+def separate_log(is_mine: Callable[[], bool]) -> Iterator[LogFile]:
+    """Send the messages of one of several runs of this process to a file of its own.
+
+    Args:
+        is_mine: tells whether what is logged now is of this run.
+    """
+    log = LogFile()
+    log.handler.addFilter(lambda record: is_mine())
+    loggers = logging.getLogger(), _mmengine_logger()
+    for each in loggers:
+        each.addHandler(log.handler)
+    try:
+        yield log
+    finally:
+        for each in loggers:
+            each.removeHandler(log.handler)
         log.close()
 
 

@@ -64,20 +64,23 @@ class MetricsLogger:
         self.write("event", event=event, **values)
 
 
-def working_seconds(history: MetricsHistory) -> float:
-    """Sum the time that all attempts of a run were at work, as its metrics log shows.
+def working_seconds(history: MetricsHistory) -> list[tuple[float, int]]:
+    """Return how long each attempt of a run was at work, as its metrics log shows.
 
     An attempt lasts from its start or resume to the last line before the next one: of a killed
     one, what came after its last line is not known.
+
+    Returns:
+        Seconds, and how many runs trained together.
     """
     lines = [*history.train.values(), *history.evaluations.values(), *history.events]
-    total, begin, last = 0.0, None, None
+    attempts: list[list[dict[str, Any]]] = []
     for line in sorted(lines, key=lambda line: line["time"]):
         if line.get("event") in ("start", "resume"):
-            total += last - begin if begin is not None else 0.0
-            begin = line["time"]
-        last = line["time"]
-    return total + (last - begin if begin is not None else 0.0)
+            attempts.append([line])
+        elif attempts:
+            attempts[-1].append(line)
+    return [(lines[-1]["time"] - lines[0]["time"], lines[0].get("runs", 1)) for lines in attempts]
 
 
 def _end_torn_line(path: Path) -> None:

@@ -13,6 +13,7 @@ from cae_seg.sheet.schema import (
     BUILT_BY_CONFIG,
     HEAD_LABELS,
     MOST_RUNS,
+    MOST_TOGETHER,
     RECIPES,
     RESERVED_NAMES,
     Experiment,
@@ -96,6 +97,23 @@ def resolve_rows(rows: Iterable[Experiment], root: Path) -> Iterator[Experiment]
         _check_nodes(row)
         rate = _checked_rate(row, Path(config).stem)
         yield row.model_copy(update={"config": config, "learning_rate": rate})
+
+
+def rows_together(rows: Iterable[Experiment]) -> dict[str, tuple[Experiment, ...]]:
+    """Return the rows that train together over one frozen backbone, by the name of each.
+
+    Rows that train alone are left out.
+    """
+    alike: dict[str, list[Experiment]] = {}
+    for row in rows:
+        if (common := row.trains_with) is not None:
+            alike.setdefault(common, []).append(row)
+    jobs = [
+        tuple(rows[begin : begin + MOST_TOGETHER])
+        for rows in alike.values()
+        for begin in range(0, len(rows), MOST_TOGETHER)
+    ]
+    return {row.name: job for job in jobs if len(job) > 1 for row in job}
 
 
 def check_datasets(file: SheetFile, rows: Iterable[Experiment]) -> None:

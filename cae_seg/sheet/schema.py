@@ -79,6 +79,7 @@ BUILT_BY_CONFIG = {
     r"_dinov[23]_small_": "ViT-S",
     r"_cae_tiny": "ViT-tiny",
     r"_swin_tiny_": "Swin-T",
+    r"_swin_demo": "Swin-demo",
     r"_swin_small_": "Swin-S",
     r"_swin_base_": "Swin-B",
     r"_xcit_small_12_": "XCiT-S12",
@@ -86,6 +87,11 @@ BUILT_BY_CONFIG = {
     r"_xcit_medium_24_": "XCiT-M24",
 }
 """What shipped configs build, by a pattern of their names."""
+
+WEIGHT_DECAY = "optim_wrapper.optimizer.weight_decay"
+
+MOST_TOGETHER = 16
+"""Rows of one frozen backbone that train in one job: each has its optimiser in memory."""
 
 RESERVED_NAMES = frozenset(
     {"benchmarks", "checkpoints", "demo", "figures", "logs", "mlflow", "pages", "sweep"}
@@ -295,7 +301,9 @@ class Settings(_Strict):
         "upernet for a timm model",
     )
     frozen: StrictBool = Field(
-        default=False, description="train neck and head only; the backbone keeps its weights"
+        default=False,
+        description="train neck and head only; the backbone keeps its weights, and rows over the "
+        "same one train in one job",
     )
     gpus: StrictInt = Field(
         default=8,
@@ -384,6 +392,18 @@ class Experiment(Settings):
     def recipe(self) -> str | None:
         """Config of a row that names none, or None where its backbone has no recipe."""
         return TIMM_RECIPES[self.frozen] if self.timm else RECIPES.get(self.backbone)
+
+    @property
+    def trains_with(self) -> str | None:
+        """What rows of one frozen backbone have in common that train together; None for others.
+
+        They may differ in learning rate, weight decay and head, and in what only a table reads.
+        """
+        if not (self.frozen or re.match(r"linear_(timm|dinov[23])_", self.stem)):
+            return None
+        own = {"name", "learning_rate", "head", "published_miou", "published_miou_multi_scale"}
+        options = {k: v for k, v in self.options.items() if k != WEIGHT_DECAY}
+        return f"{self.model_dump(exclude=own | {'options', 'aug_test'})} {sorted(options.items())}"
 
     @property
     def model_options(self) -> dict[str, str]:

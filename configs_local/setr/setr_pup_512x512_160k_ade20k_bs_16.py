@@ -2,7 +2,7 @@
 
 _base_ = [
     "../_base_/models/setr_up.py",
-    "../_base_/datasets/ade20k.py",
+    "../_base_/datasets/ade20k_setr.py",
     "../_base_/schedules/sgd_160k.py",
     "../_base_/default_runtime.py",
 ]

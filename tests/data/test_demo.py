@@ -5,10 +5,17 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from cae_seg.data.demo import CONFIG, IMAGES, make_demo
+from cae_seg.data.demo import IMAGES, make_demo
+from cae_seg.data.demo_checkpoints import CAE_CONFIG, SWIN_CONFIG
 from cae_seg.data.metric import confusion, scores
 from cae_seg.data.prepare.prepare import prepare
 from cae_seg.data.transforms import reduce_zero_label
+
+CHECKPOINTS = {
+    "cae_tiny_300e": CAE_CONFIG,
+    "cae_tiny_1600e": CAE_CONFIG,
+    "swin_demo": SWIN_CONFIG,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,7 @@ def labels(prepared):
 
 def test_the_same_seed_gives_the_same_bytes(demo, tmp_path):
     make_demo(tmp_path / "ade.zip", tmp_path / "checkpoints", seed=0)
-    for name in ("ade.zip", "checkpoints/cae_tiny_300e.pth", "checkpoints/cae_tiny_1600e.pth"):
+    for name in ("ade.zip", *(f"checkpoints/{name}.pth" for name in CHECKPOINTS)):
         assert (tmp_path / name).read_bytes() == (demo / name).read_bytes()
     make_demo(tmp_path / "other.zip", tmp_path / "checkpoints", seed=1)
     assert (tmp_path / "other.zip").read_bytes() != (demo / "ade.zip").read_bytes()
@@ -84,7 +91,7 @@ def test_no_constant_prediction_scores(labels):
 
 
 def test_checkpoints_have_the_released_layout_at_a_smaller_grid(demo):
-    backbone = Config.fromfile(CONFIG).model.backbone
+    backbone = Config.fromfile(CAE_CONFIG).model.backbone
     for name, epochs in (("cae_tiny_300e.pth", 300), ("cae_tiny_1600e.pth", 1600)):
         content = torch.load(demo / "checkpoints" / name, weights_only=True)
         assert content["epoch"] == epochs - 1
@@ -96,12 +103,12 @@ def test_checkpoints_have_the_released_layout_at_a_smaller_grid(demo):
         assert not any("relative_position" in key for key in tensors)
 
 
-def test_checkpoints_fill_the_demos_backbone(demo):
+def test_checkpoints_fill_the_demos_backbones(demo):
     from mmseg.registry import MODELS
 
     import cae_seg.registration  # noqa: F401
     from cae_seg.models.pretrained.load import load_pretrained
 
-    model = MODELS.build(dict(Config.fromfile(CONFIG).model.backbone))
-    for path in sorted((demo / "checkpoints").iterdir()):
-        assert load_pretrained(model, path)
+    for name, config in CHECKPOINTS.items():
+        model = MODELS.build(dict(Config.fromfile(config).model.backbone))
+        assert load_pretrained(model, demo / "checkpoints" / f"{name}.pth")

@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import os
 import shutil
@@ -81,6 +82,24 @@ def test_extracted_folder_is_used_in_place(tree, place, inside):
     prepared = prepare(str(source), *place, expected=EXPECTED)
     assert prepared.root == tree
     assert not (place[0] / FOLDER).exists()
+
+
+JPEG = (
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAP//////////////////////////////////////////////////////////"
+    "////////////////////////////wAALCAAIAAgBAREA/8QAFAABAAAAAAAAAAAAAAAAAAAAAf/EABQQAQAAAAAAAAAA"
+    "AAAAAAAAAAD/2gAIAQEAAD8AH//Z"
+)
+PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR4nGNkZ4AAJgaKGAAEeQAXX3/srQAAAABJRU5E"
+    "rkJggg=="
+)
+
+
+def test_fingerprint_of_the_same_files_is_the_same_in_every_version(tree, place):
+    """Runs know their data by it: another one would train all of them again."""
+    for path in tree.rglob("*.*g"):
+        path.write_bytes(base64.b64decode(JPEG if path.suffix == ".jpg" else PNG))
+    assert prepare(str(tree), *place).fingerprint[:16] == "e8345f6afb2af181"
 
 
 def test_fingerprint_tells_the_content_and_not_the_place(tree, archive, tmp_path):

@@ -73,6 +73,43 @@ def test_a_label_that_the_config_does_not_build_is_refused(tmp_path, keys, built
         check_rows(sheet)
 
 
+OWN = {
+    "swin": 'backbone=dict(type="SwinBackbone", embed_dims=128, depths=[2, 2, 18, 2])',
+    "vit": 'backbone=dict(type="CAE", embed_dim=64)',
+    "timm": 'timm="resnet50"',
+    "mine": 'backbone=dict(type="mine.Stripes", width=16)',
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "label", "built"),
+    [
+        ("swin", "Swin-T", "Swin-B"),
+        ("swin", "ViT-B", "Swin-B"),
+        ("swin", "Swin-B", None),
+        ("vit", "ViT-B/16", "a CAE of width 64"),
+        ("vit", "Tiny", None),
+        ("timm", "ViT-B", "ResNet-50"),
+        ("mine", "ViT-B", None),
+    ],
+)
+def test_own_config_is_compared_with_the_label_without_being_built(tmp_path, model, label, built):
+    config = tmp_path / "mine.py"
+    config.write_text(f"custom_imports = dict(imports=['absent'])\nmodel = dict({OWN[model]})\n")
+    sheet = sheet_of(tmp_path, backbone=label, config=str(config))
+    if built is None:
+        assert check_rows(sheet) == 1
+        return
+    with pytest.raises(UserError, match=rf"'a': backbone: '{label}' contradicts.*builds {built}"):
+        check_rows(sheet)
+
+
+def test_own_config_that_cannot_be_read_is_refused_before_any_job(tmp_path):
+    (tmp_path / "mine.py").write_text("model = dict(\n")
+    with pytest.raises(UserError, match=r"'a': config: .*mine\.py: cannot be read"):
+        check_sheet(sheet_of(tmp_path, config=str(tmp_path / "mine.py")))
+
+
 def test_rows_with_options_and_knobs_that_fit_pass(tmp_path):
     options = {"model.backbone.drop_path_rate": 0.2, "default_hooks.logger.interval": 1}
     assert check_rows(sheet_of(tmp_path, options=options, iterations=9, crop_size=64)) == 1

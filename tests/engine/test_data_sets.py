@@ -12,6 +12,7 @@ from tiny_runs import job_in
 from cae_seg.cli import main
 from cae_seg.data.prepare.manifest import load_manifest
 from cae_seg.engine.job import DONE, EvaluateJob
+from cae_seg.engine.predict import predict
 from cae_seg.launch.launcher import launch_evaluate, launch_train
 
 LEAVES = ["stem", "leaf", "flower"]
@@ -164,6 +165,7 @@ def test_data_that_is_not_as_described_is_refused_in_one_line(tmp_path, capsys):
     answers = {}
     for name, kind, options in (
         ("unknown", "CityscapeDataset", ()),
+        ("joined", "ConcatDataset", ()),
         ("layout", "CityscapesDataset", ()),
         ("double", "folder", (f"--classes={tmp_path / 'double.txt'}",)),
         ("color", "folder", (f"--classes={tmp_path / 'color.json'}",)),
@@ -174,9 +176,43 @@ def test_data_that_is_not_as_described_is_refused_in_one_line(tmp_path, capsys):
         assert manifest is None
         assert answers[name].count("\n") - ("verify: " in answers[name]) == 1
     assert "nearest: CityscapesDataset" in answers["unknown"]
+    assert "'ConcatDataset' is no segmentation data set" in answers["joined"]
     assert "folder leftImg8bit/train is missing" in answers["layout"]
     assert "names the class 'a' twice" in answers["double"]
     assert "the color of 'a' must be three numbers" in answers["color"]
+
+
+JOINED = """
+_base_ = "{config}"
+part = dict(
+    type="ADE20KDataset",
+    data_root="{root}",
+    data_prefix=dict(img_path="images/training", seg_map_path="annotations/training"),
+    pipeline=_base_.train_pipeline,
+)
+train_dataloader = dict(dataset=dict(_delete_=True, type="ConcatDataset", datasets=[part, part]))
+seen = dict(
+    part,
+    data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
+    pipeline=_base_.test_pipeline,
+)
+val_dataloader = dict(dataset=dict(_delete_=True, type="ConcatDataset", datasets=[seen, seen]))
+test_dataloader = val_dataloader
+"""
+
+
+def test_joined_data_sets_of_a_config_train_and_predict_with_the_classes_of_the_first(
+    config, manifest, tmp_path
+):
+    root = load_manifest(manifest).root
+    (tmp_path / "joined.py").write_text(JOINED.format(config=config, root=root))
+    job = job_in(tmp_path, tmp_path / "joined.py", None, 2)
+    assert launch_train(job) == DONE
+    (image, *_) = sorted((root / "images/validation").iterdir())
+    (labels,) = predict(
+        job.work_dir / "weights.pth", [image], tmp_path / "out", pictures=["labels"], device="cpu"
+    )
+    assert np.asarray(Image.open(labels)).min() >= 1  # as in the set's annotations
 
 
 def test_class_weights_that_do_not_fit_are_refused(config, tmp_path, capsys):

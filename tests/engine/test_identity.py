@@ -28,6 +28,22 @@ def identity(
 
 
 @pytest.mark.parametrize(
+    ("ending", "known"),
+    [
+        ("base_12_512_slide_160k_ade20k_pt_1e-4", "cc92e0babd727f16"),
+        ("base_12_512_slide_160k_ade20k_pt_2e-4", "a136d03ae21cfe0d"),
+        ("base_12_512_slide_160k_ade20k_pt_3e-4", "e60d4bb4987e6ec5"),
+        ("base_12_512_slide_160k_ade20k_pt_4e-4", "1955f70bd552d12a"),
+        ("large_24_512_slide_160k_ade20k_pt_decay095_4e-5_dp015", "8d90ee40662ad738"),
+    ],
+)
+def test_identity_of_a_published_recipe_is_the_same_in_every_version(ending, known):
+    """A finished run is known by it: with another one it would be trained again."""
+    config = load_config(f"upernet_cae_{ending}")
+    assert identity_of(config, DECIDED, lambda path: path.read_text())[:16] == known
+
+
+@pytest.mark.parametrize(
     ("options", "knobs", "decided"),
     [
         ({"model.backbone.drop_path_rate": 0.2}, None, {}),

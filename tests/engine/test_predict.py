@@ -142,6 +142,15 @@ def test_pictures_by_choice_of_several_inputs_at_once(weights, images, tmp_path)
         assert (np.asarray(Image.open(alone)) == labels).all()
 
 
+def test_an_image_given_as_a_file_and_by_its_folder_is_segmented_once(
+    weights, images, tmp_path, capfd
+):
+    inputs = [images / "a.jpg", images, images / ".." / images.name / "a.jpg"]
+    written = predict(weights, inputs, tmp_path / "out", device="cpu")
+    assert [path.name for path in written] == ["a.png", "a_panel.png"]
+    assert "1/1 images" in capfd.readouterr().err
+
+
 def test_label_maps_have_the_classes_and_values_of_the_data(contents, images, tmp_path):
     text = contents["meta"]["cfg"].replace(
         "'reduce_zero_label': True", "'reduce_zero_label': False"

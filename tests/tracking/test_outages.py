@@ -311,10 +311,13 @@ def _track_in_child(run, uri, start):
 
 
 def track_together(runs, uri):
-    """Track all runs at the same moment, each in a process of its own."""
-    import mlflow  # noqa: F401  # so that the children need not load it
+    """Track all runs at the same moment, each in a process of its own.
 
-    context = multiprocessing.get_context("fork")
+    They are forks of a small process that has loaded MLflow, not of this one, whose memory may be
+    gigabytes after other tests.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mlflow"])
     start = context.Event()
     children = [context.Process(target=_track_in_child, args=(run, uri, start)) for run in runs]
     for child in children:

@@ -20,6 +20,8 @@ RUNS = [
     ("tiny_1600_lr1e-3", 0),
     ("tiny_1600_lr1e-3", 1),
     ("tiny_1600_lr3e-3", 0),
+    ("swin_lr1e-3", 0),
+    ("vit_frozen_lr1e-2", 0),
 ]
 README = Path(__file__).parents[2] / "README.md"
 COLUMNS = ["Backbone", "#Pretrained Epoch", "mIoU", "Config"]
@@ -59,10 +61,14 @@ def test_every_run_is_far_better_than_the_untrained_model(demo_run, tmp_path):
 def test_the_table_holds_every_row_with_the_numbers_of_its_files(demo_run):
     table = (demo_run.path / "results/demo/table.md").read_text()
     header = next(line for line in table.splitlines() if line.startswith("|"))
-    assert [cell.strip() for cell in header.strip("|").split("|")][:4] == COLUMNS
+    shown = [cell.strip() for cell in header.strip("|").split("|")]
+    assert shown[:4] == COLUMNS
+    assert {"Method", "Head"} < set(shown)
     with (demo_run.path / "results/demo/table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 4
+    assert len(rows) == 6
+    assert {(row["Backbone"], row["Head"]) for row in rows} == {
+        ("ViT-tiny", "UperNet"), ("Swin-demo", "UperNet"), ("ViT-Ti/16", "linear")}  # fmt: skip
     written = sorted(float(row["mIoU"]) for row in rows)
     measured = sorted(read(demo_run, f"{name}/metrics.json")["mIoU"] for name in dict(RUNS))
     assert written == pytest.approx(measured)

@@ -44,9 +44,9 @@ def test_the_stem_of_a_config_is_a_target(checkout, rate, name):
     assert plan.trained == {f"{name}/0"}
 
 
-def test_the_demo_plans_five_runs_from_generated_data(checkout):
+def test_the_demo_plans_seven_runs_from_generated_data(checkout):
     plan = checkout.plan("--profile", "demo")
-    assert plan.jobs["fine_tune"] == 5
+    assert plan.jobs["fine_tune"] == 7
     assert plan.jobs["make_demo"] == 1
     assert plan.jobs["draw_figures"] == 1
 
@@ -116,7 +116,7 @@ def test_rows_share_the_inspection_of_their_checkpoint(checkout):
 
 def test_the_test_folder_of_the_workflow_catalogue_plans_the_demo(checkout):
     shutil.copytree(ROOT / ".test", checkout.path / ".test", symlinks=True)
-    assert checkout.plan("--directory", ".test", "--cores", "2").jobs["fine_tune"] == 5
+    assert checkout.plan("--directory", ".test", "--cores", "2").jobs["fine_tune"] == 7
 
 
 @pytest.mark.slow

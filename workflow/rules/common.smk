@@ -7,6 +7,7 @@ from cae_seg.run.paths import RunDir
 from cae_seg.run.provenance import code_fingerprint
 from cae_seg.errors import UserError
 from cae_seg.sheet.reading import Sheet, load_sheet
+from cae_seg.sheet.rows import rows_together
 from cae_seg.sheet.schema import Experiment
 from cae_seg.sheet.values import EXPANDED
 from cae_seg.files import read_json
@@ -139,7 +140,11 @@ def cli_flag(name: str, value) -> list[str]:
 
 def recipe_options(wildcards, input) -> list[str]:
     """Return what a row changes in its config beyond the learning rate; its checkpoint, if any."""
-    found = row(wildcards)
+    return recipe(row(wildcards), input)
+
+
+def recipe(found: Experiment, input) -> list[str]:
+    """Return the recipe options of a row."""
     options = found.model_options | found.options
     pairs = [f"--cfg-options={key}={value}" for key, value in options.items()]
     crop = ["--crop-size", *map(str, found.crop_size)] if found.crop_size else []
@@ -159,6 +164,44 @@ def machine_options(wildcards, resources) -> list[str]:
     """Return the hardware options of a training."""
     images = cli_flag("images-per-gpu", row(wildcards).images_per_gpu)
     return [*device_options(wildcards, resources), f"--nodes={resources.nodes}", *images]
+
+
+TOGETHER = rows_together(SHEET.experiments)
+
+
+def further_runs(wildcards, input, resources) -> list[str]:
+    """Return the options of the rows that train together with a row, after the separators."""
+    machine = machine_options(wildcards, resources)
+    return [
+        word
+        for found in TOGETHER[wildcards.experiment][1:]
+        for word in (
+            "--next",
+            f"--name={found.name}",
+            f"--seed={wildcards.seed}",
+            f"--learning-rate={found.learning_rate}",
+            *recipe(found, input),
+            *machine,
+            f"--data={input.data}",
+            f"--work-dir={SHEET.run_dir(found.name, int(wildcards.seed)) / 'work'}",
+            "--",
+            found.config,
+        )
+    ]
+
+
+def recipes_together(wildcards) -> list[str]:
+    """Return the recipes of rows that train together: a change is a reason to run again."""
+    return [
+        f"{found.name} {found.learning_rate} {found.model_options | found.options}"
+        for found in TOGETHER[wildcards.experiment]
+    ]
+
+
+def report_together(wildcards) -> str:
+    """Return the report on the rows that a row trains together with."""
+    first = TOGETHER[wildcards.experiment][0]
+    return str(SHEET.run_dir(first.name, int(wildcards.seed)) / "together.json")
 
 
 def device_options(wildcards, resources) -> list[str]:

@@ -33,6 +33,9 @@ rule fine_tune:
         gpus=given_gpus,
         work=subpath(output.run, parent=True),
         sheet=sheet_file,
+        end=["--out"],
+        recipes=[],
+        further=[],
     message:
         "Fine-tune {wildcards.experiment}, seed {wildcards.seed}: learning rate {params.rate},"
         " {params.gpus} GPUs on {resources.nodes} node(s)"
@@ -40,6 +43,60 @@ rule fine_tune:
         "ln -sfr {params.work:q}/console.log {log:q}; exec cae-seg train"
         " --name={wildcards.experiment:q} --seed={wildcards.seed:q} --learning-rate={params.rate:q}"
         " {params.recipe:q} {params.machine:q} --data={input.data:q} --sheet={params.sheet:q}"
-        " --work-dir={params.work:q}/work --out={output.run:q}"
+        " --work-dir={params.work:q}/work {params.end:q}={output.run:q}"
         " --attempt={resources.attempt:q} --error-file={resources.no_retry_file:q} -- {params.config:q}"
+        " {params.further:q}"
         " > >(trap '' INT TERM USR1; exec tee -a {log:q}) 2>&1"
+
+
+# Rows over one frozen backbone train in one job, which is called by the first of them. How each has
+# ended is in its report, so that one that fails (a learning rate that diverges) keeps no other one
+# from its evaluation.
+use rule fine_tune as fine_tune_together with:
+    output:
+        run="<results>/{experiment}/seed_{seed}/together.json",
+    log:
+        "<results>/logs/fine_tune_together/{experiment}_seed{seed}.log",
+    benchmark:
+        "<results>/benchmarks/fine_tune_together/{experiment}_seed{seed}.tsv"
+    params:
+        config=row_value("config"),
+        rate=row_value("learning_rate"),
+        recipe=recipe_options,
+        machine=machine_options,
+        gpus=given_gpus,
+        work=subpath(output.run, parent=True),
+        sheet=sheet_file,
+        end=["--keep-going", "--report"],
+        recipes=recipes_together,
+        further=further_runs,
+        others=lambda wildcards: len(TOGETHER[wildcards.experiment]) - 1,
+    message:
+        "Fine-tune {wildcards.experiment} and {params.others} more over its frozen backbone,"
+        " seed {wildcards.seed}: {params.gpus} GPUs on {resources.nodes} node(s)"
+
+
+if TOGETHER:
+
+    ruleorder: collect_run > fine_tune
+
+    rule collect_run:
+        input:
+            report=report_together,
+        output:
+            run="<results>/{experiment}/seed_{seed}/run.json",
+            config="<results>/{experiment}/seed_{seed}/config.py",
+        log:
+            "<results>/logs/collect_run/{experiment}_seed{seed}.log",
+        wildcard_constraints:
+            experiment="|".join(re.escape(name) for name in TOGETHER),
+        retries: 0
+        conda:
+            "../../environment.yml"
+        params:
+            work=subpath(output.run, parent=True),
+        message:
+            "Take {wildcards.experiment}, seed {wildcards.seed}, from the runs that trained together"
+        shell:
+            "cae-seg collect-run {params.work:q}/work --report={input.report:q}"
+            " --out={output.run:q} 2>&1 | tee {log:q}"

@@ -3,6 +3,7 @@ rule make_demo:
         archive="data/demo/ADEChallengeData2016.zip",
         short="data/demo/checkpoints/cae_tiny_300e.pth",
         long="data/demo/checkpoints/cae_tiny_1600e.pth",
+        swin="data/demo/checkpoints/swin_demo.pth",
     log:
         "data/demo/make_demo.log",
     conda:

@@ -1,12 +1,12 @@
-"""A backbone that is not trained."""
+"""A backbone that is not trained, and what several models over the same one share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from mmengine.model import BaseModule
 from mmseg.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from cae_seg.models.pretrained.report import Report
 
@@ -18,12 +18,17 @@ class Frozen(BaseModule):
     Args:
         backbone: config of the backbone.
         init_cfg: of the backbone, where its own config has none.
+
+    Attributes:
+        maps: the maps that are shared with other models; None where nothing is.
     """
 
     def __init__(self, backbone: Mapping[str, Any], init_cfg: dict | None = None) -> None:
         super().__init__()
-        self.body = MODELS.build({"init_cfg": init_cfg, **backbone} if init_cfg else {**backbone})
+        self._config = {"init_cfg": init_cfg, **backbone} if init_cfg else {**backbone}
+        self.body = MODELS.build({**self._config})
         self.body.requires_grad_(False)
+        self.maps: SharedMaps | None = None
 
     @property
     def pretrained_report(self) -> Report | None:
@@ -38,5 +43,70 @@ class Frozen(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the backbone's maps, detached."""
+        return self._compute(x) if self.maps is None else self.maps.of(x, self._compute)
+
+    def share(self, other: "Frozen") -> bool:
+        """Use another one's weights, and the maps that either has computed.
+
+        Args:
+            other: on the same device.
+
+        Returns:
+            Whether it is the same backbone, to the bit; nothing is shared otherwise.
+        """
+        mine, theirs = (frozen.body.state_dict() for frozen in (self, other))
+        if self._config != other._config or mine.keys() != theirs.keys():
+            return False
+        if not all(torch.equal(mine[name], theirs[name]) for name in mine):
+            return False
+        pairs = zip(_tensors(self.body), _tensors(other.body), strict=True)
+        for own, shared in pairs:
+            own.data = shared.data
+        self.maps = other.maps = other.maps or SharedMaps()
+        return True
+
+    def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
             return tuple(self.body(x))
+
+
+class SharedMaps:
+    """The maps of a backbone's latest inputs, for several models over the same one.
+
+    An input is recognised by its values, and each model gets a copy of the maps, which its head
+    may change in place: every model has what it would have computed alone.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Tensor, Any, tuple[Tensor, ...]]] = []
+        self._next = 0
+
+    def forget(self) -> None:
+        """Drop everything: other inputs follow."""
+        self._kept, self._next = [], 0
+
+    def of(self, x: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return the maps of `x`, from `compute` unless they are kept."""
+        mode, count = _mode(x), len(self._kept)
+        for number in range(count):
+            place = (self._next + number) % count  # models ask in one order
+            known, its_mode, maps = self._kept[place]
+            if mode == its_mode and torch.equal(x, known):
+                self._next = place + 1
+                break
+        else:
+            maps = compute(x)
+            self._kept.append((x, mode, maps))
+            self._next = 0
+        return tuple(found.clone() for found in maps)
+
+
+def _mode(x: Tensor) -> Any:
+    """Return what else the maps depend on: the arithmetic, and the layout in memory."""
+    kind = x.device.type
+    casts = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+    return x.dtype, x.shape, x.stride(), casts, torch.is_inference_mode_enabled()
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

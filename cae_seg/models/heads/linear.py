@@ -19,6 +19,7 @@ class LinearHead(BaseDecodeHead):
         in_channels: channels of the map, or of each map.
         in_index: which of the backbone's maps; a sequence with a sequence of `in_channels`.
         norm_cfg: of the batch norm.
+        dropout_ratio: of channels behind the batch norm, in training.
         kwargs: as mmsegmentation's `BaseDecodeHead`.
     """
 
@@ -28,6 +29,7 @@ class LinearHead(BaseDecodeHead):
         in_index: int | Sequence[int] = -1,
         *,
         norm_cfg: dict | None = None,
+        dropout_ratio: float = 0,
         **kwargs: Any,
     ) -> None:
         several = not isinstance(in_channels, int)
@@ -36,7 +38,7 @@ class LinearHead(BaseDecodeHead):
             sum(in_channels) if several else in_channels,
             in_index=list(in_index) if several else in_index,
             input_transform="resize_concat" if several else None,
-            dropout_ratio=0,
+            dropout_ratio=dropout_ratio,
             norm_cfg=norm_cfg or {"type": "AnyDeviceSyncBN"},
             **kwargs,
         )
