@@ -34,11 +34,13 @@ def read(demo_run, file):
 def untrained_miou(demo_run, folder: Path) -> float:
     """Return the mIoU (percent) of the demo's model before its first step."""
     import torch
+    from mmengine.registry import init_default_scope
     from mmseg.registry import MODELS
 
     import cae_seg.registration  # noqa: F401
 
     config = demo_run.path / "results/demo/tiny_1600_lr1e-3/seed_0/config.py"
+    init_default_scope("mmseg")
     torch.manual_seed(0)
     model = MODELS.build(Config.fromfile(config).model)
     torch.save({"state_dict": model.state_dict()}, folder / "untrained.pth")
@@ -67,7 +69,7 @@ def test_the_table_holds_every_row_with_the_numbers_of_its_files(demo_run):
     with (demo_run.path / "results/demo/table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
-    assert {(row["Backbone"], row["Head"]) for row in rows} == {
+    assert {(row["Backbone"], row["head"]) for row in rows} == {
         ("ViT-tiny", "UperNet"), ("Swin-demo", "UperNet"), ("ViT-Ti/16", "linear")}  # fmt: skip
     written = sorted(float(row["mIoU"]) for row in rows)
     measured = sorted(read(demo_run, f"{name}/metrics.json")["mIoU"] for name in dict(RUNS))
