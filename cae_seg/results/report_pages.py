@@ -60,9 +60,10 @@ def write_overview(sheets: Sheets, out: Path) -> None:
     frame = aggregate(collect_runs(sheets))
     names = [name for name in ("Data", "Method", "Head") if name in make_cells(frame).columns]
     names = [*names, *OVERVIEW]
-    lines = [*_best_rows(frame, names), "", ".. list-table::", "   :header-rows: 1", ""]
-    lines += _rst_row([*names, "Runs"])
+    # Of all rows at once: a part of them may not differ in a column that the whole shows.
     rows = make_cells(frame, chosen=names).rows
+    lines = [*_best_rows(frame, names, rows), "", ".. list-table::", "   :header-rows: 1", ""]
+    lines += _rst_row([*names, "Runs"])
     for row, cells in zip(frame.itertuples(), rows, strict=True):
         runs = [
             f"`seed {seed} <{row.experiment}_seed{seed}.html_>`__" for seed in row.seeds.split()
@@ -71,12 +72,11 @@ def write_overview(sheets: Sheets, out: Path) -> None:
     atomic_write_text(out, "\n".join([*lines, ""]))
 
 
-def _best_rows(frame: pd.DataFrame, names: list[str]) -> Iterator[str]:
+def _best_rows(frame: pd.DataFrame, names: list[str], rows: list[list[str]]) -> Iterator[str]:
     """Yield a line for the best row of each data set, of those that may be compared."""
     usable = frame[frame["comparable"] & frame["mIoU"].notna()]
     for _, group in usable.groupby("data_set", sort=False):
-        best = group.loc[[group["mIoU"].idxmax()]]
-        (cells,) = make_cells(best, chosen=names).rows
+        cells = rows[frame.index.get_loc(group["mIoU"].idxmax())]
         shown = ", ".join(f"{name} {cell}" for name, cell in zip(names, cells, strict=True))
         yield f"**Best:** {_rst(shown)}."
         yield ""

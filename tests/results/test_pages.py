@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import pytest
@@ -48,3 +49,13 @@ def test_the_overview_names_the_best_row_and_leads_from_rows_to_runs(tmp_path):
     write_run_pages(sheet, tmp_path / "pages")
     linked = set(re.findall(r"<(\S+\.html)_>`__", text))
     assert linked == {page.name for page in (tmp_path / "pages").iterdir()}
+
+
+def test_the_overview_of_rows_that_differ_in_method_names_that_of_the_best(tmp_path):
+    cells = {(1600, "1e-4"): (50.3, 50.5), (300, "2e-4"): (47.0,)}
+    sheet = make_sweep(tmp_path / "results", cells)
+    first, *others = sheet.experiments
+    other = [row.model_copy(update={"method": "Mine"}) for row in others]
+    write_overview(dataclasses.replace(sheet, experiments=[first, *other]), tmp_path / "o.rst")
+    best = next(line for line in (tmp_path / "o.rst").read_text().splitlines() if "Best" in line)
+    assert "Method CAE" in best
