@@ -196,7 +196,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_a_row_is_said_in_one_line(tmp_path, mistake):
+def test_a_mistake_in_a_row_is_reported_in_one_line(tmp_path, mistake):
     old, new, expected = MISTAKES[mistake]
     with pytest.raises(UserError, match=expected) as caught:
         load_row(tmp_path, replaced(old, new))
@@ -229,7 +229,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("mistake", WHOLE)
-def test_a_mistake_in_a_sheet_is_said_in_one_line(tmp_path, mistake):
+def test_a_mistake_in_a_sheet_is_reported_in_one_line(tmp_path, mistake):
     text, expected = WHOLE[mistake]
     with pytest.raises(UserError, match=expected) as caught:
         load(tmp_path, text)

@@ -1,4 +1,4 @@
-"""Counting GPUs as the profile of this machine does, with a pretended `nvidia-smi`."""
+"""Counting GPUs as the profile of this machine does, with a simulated `nvidia-smi`."""
 
 import pytest
 

@@ -47,8 +47,6 @@ def planned(command: str) -> list[str]:
     words = shlex.split(command)
     if words[0] == "make":
         return [*words, "--dry-run"]
-    if "--report" in words:
-        return ["snakemake", "--help"]
     if words[0] == "snakemake" and "--dry-run" not in words:
         return [*words, "--dry-run"]
     if words[0] == "bash":

@@ -23,7 +23,7 @@ from cae_seg.data.prepare.manifest import load_manifest
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.build import build_model, build_part
 from cae_seg.engine.config import load_config
-from cae_seg.engine.hooks.pictures import LabelMapHook, PaintingHook
+from cae_seg.engine.hooks.pictures import ColourMapHook, LabelMapHook
 from cae_seg.engine.hooks.progress import ProgressHook
 from cae_seg.engine.identity import digest
 from cae_seg.engine.job import DONE, EvaluateJob
@@ -64,7 +64,7 @@ def _evaluate(job: EvaluateJob, device: torch.device, stop: StopSignal, folder: 
     if _wants_labels(job):
         runner.register_hook(labels)
     if job.show_dir is not None:
-        runner.register_hook(PaintingHook(job.show_dir))
+        runner.register_hook(ColourMapHook(job.show_dir))
     runner.register_hook(ProgressHook(_label(job)))
     runner.test()
     if _wants_labels(job):

@@ -189,7 +189,7 @@ def _launch_ranks(job: Job, placement: Placement) -> int:
             {
                 rank.JOB: _encoded(job),
                 rank.DEVICE: placement.kind,
-                rank.OUTCOMES: str(folder),
+                rank.OUTCOME_DIR: str(folder),
                 rank.PARENT: str(os.getpid()),
             }
         )

@@ -29,10 +29,10 @@ from cae_seg.files import full_disk_is_one_line
 from cae_seg.run.deadline import Interrupted, StopSignal, stop_on_signals
 from cae_seg.run.logs import configure_logging
 
-JOB, DEVICE, OUTCOMES, PARENT = (
+JOB, DEVICE, OUTCOME_DIR, PARENT = (
     "CAE_SEG_JOB",
     "CAE_SEG_DEVICE",
-    "CAE_SEG_OUTCOMES",
+    "CAE_SEG_OUTCOME_DIR",
     "CAE_SEG_PARENT",
 )
 _PR_SET_PDEATHSIG = 1
@@ -113,7 +113,7 @@ def read_outcomes(folder: Path) -> list[dict]:
 
 def _write_outcome(code: int, message: str) -> None:
     rank = int(os.environ["RANK"])
-    path = Path(os.environ[OUTCOMES]) / f"{rank}.json"
+    path = Path(os.environ[OUTCOME_DIR]) / f"{rank}.json"
     aside = path.with_suffix(".part")
     outcome = {"rank": rank, "code": code, "message": message, "time": time.time()}
     aside.write_text(json.dumps(outcome))

@@ -81,7 +81,7 @@ def test_what_is_there_is_not_fetched_again(server, tmp_path):
     assert len(server.asked) == 1
 
 
-def test_broken_connection_goes_on_where_it_broke(server, tmp_path):
+def test_a_broken_download_resumes_where_it_broke(server, tmp_path):
     server.breaks = 3
     assert download(server.url, tmp_path / "ade.zip").read_bytes() == CONTENT
     assert server.asked[0] is None
@@ -89,7 +89,7 @@ def test_broken_connection_goes_on_where_it_broke(server, tmp_path):
     assert server.sent == len(CONTENT)
 
 
-def test_a_later_start_goes_on(server, tmp_path):
+def test_a_later_start_resumes(server, tmp_path):
     server.breaks = module.TRIES
     with pytest.raises(UserError, match="what has arrived is kept"):
         download(server.url, tmp_path / "ade.zip")
@@ -125,14 +125,14 @@ def test_wrong_checksum_leaves_nothing(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_refusal_is_told(server, tmp_path):
+def test_a_refusal_is_reported(server, tmp_path):
     server.status = 404
     with pytest.raises(UserError, match="the server answers 404"):
         download(server.url, tmp_path / "ade.zip")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nobody_there(server, tmp_path):
+def test_no_server(server, tmp_path):
     url = "http://127.0.0.1:9/ade.zip"
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/ade\.zip: cannot be downloaded") as error:
         download(url, tmp_path / "ade.zip")

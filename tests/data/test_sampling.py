@@ -66,7 +66,7 @@ def test_the_number_of_workers_changes_nothing():
     assert torch.equal(torch.stack(batches(5, workers=4)), torch.stack(batches(5)))
 
 
-def test_a_resumed_stream_goes_on_where_it_was():
+def test_a_resumed_stream_continues_where_it_was():
     assert torch.equal(torch.stack(batches(3, start=4)), torch.stack(batches(7)[4:]))
 
 

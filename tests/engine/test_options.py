@@ -210,12 +210,12 @@ def assert_few_mistakes(names: list[str]) -> None:
     assert len(accepted) <= 0.005 * keys, accepted
 
 
-def test_real_keys_are_told_from_misspelt_ones():
+def test_real_keys_are_distinguished_from_misspelt_ones():
     assert_few_mistakes([BASE, PSPNET, SWIN])
 
 
 @pytest.mark.slow
-def test_real_keys_are_told_from_misspelt_ones_in_all_shipped_configs_and_40_of_the_zoo():
+def test_real_keys_are_distinguished_in_all_shipped_configs_and_40_of_the_zoo():
     zoo = [f"mmseg::{name}" for name in list(zoo_configs())[::16]]
     assert len(zoo) >= 40
     assert_few_mistakes([*shipped_configs(), *zoo])

@@ -202,7 +202,7 @@ def test_label_maps_and_paintings(undisturbed, tmp_path):
     assert len(list(job.show_dir.glob("*.png"))) == 5
 
 
-def test_time_budget_stops_in_order_and_goes_on(make_job, undisturbed):
+def test_a_run_stopped_by_its_time_budget_resumes(make_job, undisturbed):
     job = make_job("budget", time_budget=1e-4)
     assert launch_train(job) == STOPPED
     assert not job.out.exists()

@@ -150,7 +150,7 @@ def test_precision_by_device():
         choose_precision("half", "cuda")
 
 
-def test_apex_without_amp_is_told_from_no_apex(tmp_path, monkeypatch):
+def test_apex_without_amp_is_distinguished_from_no_apex(tmp_path, monkeypatch):
     (tmp_path / "apex").mkdir()
     (tmp_path / "apex" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)

@@ -2,7 +2,7 @@
 
     python tests/golden/export_segmentor.py <folder of golden_slide.npz and golden_train.npz>
 
-Written beside this file: slide.npz and train.npz. Weights and inputs are not stored: weights.py
+Written next to this file: slide.npz and train.npz. Weights and inputs are not stored: weights.py
 draws them again.
 """
 

@@ -1,6 +1,6 @@
 """Random weights and inputs of the reference runs, made again from their seeds, bit for bit.
 
-The reference numbers beside this file were produced by the published code on random weights. Those
+The reference numbers next to this file were produced by the published code on random weights. Those
 weights are a pure function of a seed and of the parameter shapes, so they are drawn here instead of
 stored: one `torch.randn` a tensor, in the published order of the state dict, scaled by its role.
 

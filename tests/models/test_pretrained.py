@@ -33,7 +33,7 @@ CASES = json.loads(gzip.decompress((GOLDEN / "ckpt.json.gz").read_bytes()))
 ARRAYS = dict(np.load(GOLDEN / "ckpt.npz"))
 
 # Where the published code failed, skipped tensors or went on from noise, and we do not.
-MENDED = {
+REPAIRED = {
     "i_cae_silent_nothing",
     "iii_moco_with_tables",
     "iv_ibot_backbone_with_index_only",
@@ -47,7 +47,7 @@ REFUSED = {
     "x_tables_but_model_without_relpos": r"relative_position_bias_table ×2 have no place",
     "x_pos_embed_but_model_without": r"pos_embed has no place",
 }
-LOADED = sorted(set(CASES) - set(REFUSED) - MENDED)
+LOADED = sorted(set(CASES) - set(REFUSED) - REPAIRED)
 
 
 def backbone(**overrides) -> CAE:
@@ -137,7 +137,7 @@ def test_layout_loads_what_the_published_code_loads(case, tmp_path):
     assert set(known["copied"]) | set(known["resized"]) <= {*report.loaded, *report.resized}
 
 
-@pytest.mark.parametrize("case", sorted(MENDED))
+@pytest.mark.parametrize("case", sorted(REPAIRED))
 def test_layout_that_the_published_code_could_not_use_fills_the_backbone(case):
     model = target(case)
     state = contents(CASES[case]["file"])
@@ -436,7 +436,7 @@ def test_code_in_a_checkpoint_is_refused_with_the_way_out(tmp_path):
         load_checkpoint_file(path)
 
 
-def test_arguments_and_numbers_beside_the_weights_are_harmless(tmp_path):
+def test_arguments_and_numbers_next_to_the_weights_are_harmless(tmp_path):
     """Training scripts store their arguments, and learning rates as NumPy scalars."""
     file = {
         "model": plain_state(backbone()),

@@ -72,7 +72,7 @@ def test_seeds_of_a_combination_are_one_line_with_a_band(sheet):
     assert means == pytest.approx([47.2, 48.1, 50.05, 50.3])
 
 
-def test_lines_are_told_apart_without_colour(sheet):
+def test_lines_differ_without_colour(sheet):
     axes, over_iterations = drawn(sheet)
     lines = [
         line for line in axes.lines if line.get_linestyle() != "None" and len(line.get_xdata())
@@ -159,7 +159,7 @@ def test_ignored_pixels_are_black():
     assert painted.tolist() == [[[10, 20, 30], [40, 50, 60], [0, 0, 0]]]
 
 
-def test_a_panel_shows_image_truth_and_prediction_beside_each_other():
+def test_a_panel_shows_image_truth_and_prediction_side_by_side():
     image = np.full((50, 80, 3), 200, dtype=np.uint8)
     truth, prediction = np.zeros((50, 80), np.uint8), np.ones((50, 80), np.int64)
     palette = np.array([[255, 0, 0], [0, 0, 255]], dtype=np.uint8)

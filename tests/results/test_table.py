@@ -258,7 +258,7 @@ def test_the_footer_names_data_code_and_date(sheet):
         ({"code": {"commit": "b", "dirty": True, "fingerprint": "f" * 64}}, "uncommitted code"),
     ],
 )
-def test_what_keeps_a_row_from_being_compared_is_said_on_it(sheet, change, note):
+def test_what_keeps_a_row_from_being_compared_is_noted_on_it(sheet, change, note):
     name = "vit_b_800_lr2e-4"
     make_run(sheet.run_dir(name, 0), name, 0, **change)
     notes = [row["Notes"] for row in read_rows(write_table(sheet, code_fingerprint="f" * 64))]
@@ -274,13 +274,13 @@ def test_a_row_that_changes_its_recipe_is_marked(sheet):
     assert "**" not in rows[-1]["mIoU"]
 
 
-def test_changed_code_is_said_on_every_row(sheet):
+def test_changed_code_is_noted_on_every_row(sheet):
     assert "Same in all rows: Notes code changed since." in write_table(
         sheet, code_fingerprint="now"
     )
 
 
-def test_an_evaluation_of_other_weights_is_said(sheet):
+def test_an_evaluation_of_other_weights_is_noted(sheet):
     evaluate_run(sheet.run_dir("vit_b_800_lr2e-4", 0), weights_sha256="0" * 64)
     note = read_rows(write_table(sheet))[3]["Notes"]
     assert note == "trained again since the evaluation"

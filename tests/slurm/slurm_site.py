@@ -48,7 +48,7 @@ class Site:
             "XDG_CACHE_HOME": str(home / ".cache"),
             "PYTHONPATH": str(path),
         }
-        # A copy: whoever edits the repository meanwhile does not change what is compared here.
+        # A copy: edits of the repository meanwhile do not change what is compared here.
         for name in PARTS:
             if (ROOT / name).is_dir() and not (ROOT / name).is_symlink():
                 shutil.copytree(ROOT / name, path / name, symlinks=True)

@@ -237,7 +237,7 @@ def test_no_second_writer_enters_while_a_killed_snakemakes_job_lives(failed):
     assert "Directory cannot be locked" not in failed.done["log"]
 
 
-def test_exhausted_retries_say_what_failed_how_far_it_got_and_how_to_go_on(failed):
+def test_exhausted_retries_report_what_failed_how_far_it_got_and_how_to_resume(failed):
     assert failed.exit_status == 1
     lines = failed.done["log"].splitlines()
     place = next(

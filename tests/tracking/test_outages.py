@@ -172,7 +172,7 @@ def test_a_server_killed_during_delivery_gets_the_rest_later(tmp_path, mortal_se
     assert_whole(mortal_server.uri, only_run(mortal_server.uri))
 
 
-def test_a_stopped_run_waits_in_mlflow_and_goes_on(begun, server):
+def test_a_stopped_run_waits_in_mlflow_and_resumes(begun, server):
     uri = server.uri
     follower = Follower(begun, uri)
     log_between(begun, 0, 100)
@@ -354,7 +354,7 @@ def test_one_run_tracked_by_many_processes_at_once_is_one_run(tmp_path, store):
     assert_whole(store, only_run(store))
 
 
-def test_training_goes_on_when_the_stream_is_killed(begun, server, monkeypatch):
+def test_training_continues_when_the_stream_is_killed(begun, server, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     spawned = []
     spawn = subprocess.Popen

@@ -93,7 +93,7 @@ def test_the_sheet_gives_backbone_and_pretraining_and_is_remembered(run, store, 
     assert data.tags["published_miou"] == "49.7"
 
 
-def test_files_are_shown_beside_the_run(run, store):
+def test_files_are_shown_with_the_run(run, store):
     picture = run / "work" / "visualizations" / "iter_50" / "image.png"
     picture.parent.mkdir(parents=True)
     picture.write_bytes(b"picture")

@@ -1,4 +1,4 @@
-"""The demo, for real: from an archive to the table by the installed `cae-seg`, nothing stood in."""
+"""The demo, for real: from an archive to the table by the installed `cae-seg`."""
 
 import csv
 import json
@@ -23,6 +23,7 @@ RUNS = [
     ("swin_lr1e-3", 0),
     ("vit_frozen_lr1e-2", 0),
 ]
+README = Path(__file__).parents[2] / "README.md"
 COLUMNS = ["Backbone", "#Pretrained Epoch", "mIoU", "Config"]
 
 
@@ -84,7 +85,7 @@ def test_every_run_was_tracked(demo_run):
         assert read(demo_run, f"{name}/seed_{seed}/tracked.json")["delivered"] is True
 
 
-def test_the_facts_of_a_run_are_written_beside_it(demo_run):
+def test_the_metadata_of_a_run_is_written(demo_run):
     metadata = read(demo_run, "tiny_300_lr3e-3/seed_0/run.json")
     assert metadata["learning_rate"] == 3e-3
     assert metadata["checkpoint"]["resized"] > 0
@@ -109,8 +110,10 @@ def test_a_second_start_has_nothing_to_do(demo_run):
 
 @pytest.fixture(scope="module")
 def report(demo_run) -> Path:
-    """The demo's report."""
-    demo_run.run("report.html", "--profile", "demo")
+    """The demo's report, by the README's command."""
+    command = "snakemake --profile demo --report report.html"
+    assert f"`{command}`" in README.read_text().replace("\n", " ")
+    demo_run.run(*command.split()[1:])
     return demo_run.path / "report.html"
 
 

@@ -67,7 +67,7 @@ def test_an_unknown_experiment_is_named_with_the_nearest(checkout):
     assert "no experiment is named 'vit_b_80'; did you mean vit_b_800" in done.stderr
 
 
-def test_a_missing_checkpoint_is_said_in_one_line_before_anything_runs(checkout):
+def test_a_missing_checkpoint_is_reported_in_one_line_before_anything_runs(checkout):
     (checkout.path / "checkpoints/cae_base_300ep.pth").unlink()
     done = checkout.snakemake("--profile", "local", "results/table.md")
     assert done.returncode != 0
@@ -76,7 +76,7 @@ def test_a_missing_checkpoint_is_said_in_one_line_before_anything_runs(checkout)
     assert not (checkout.path / "results").exists()
 
 
-def test_a_missing_archive_is_said_in_one_line(checkout):
+def test_a_missing_archive_is_reported_in_one_line(checkout):
     checkout.edit("config/published.yaml", "source: http://data", "source: data")
     done = checkout.snakemake("--profile", "local", "results/table.md")
     assert done.returncode != 0

@@ -108,9 +108,9 @@ def test_rows_share_the_inspection_of_their_checkpoint(checkout):
     row = "  - {name: again, backbone: ViT-B, pretraining_epochs: 300, learning_rate: 5e-4, "
     with (checkout.path / "config/published.yaml").open("a") as sheet:
         sheet.write(row + "checkpoint: checkpoints/cae_base_300ep.pth}\n")
-        sheet.write(row.replace("again, ", "anew, ").replace("5e-4", "6e-4"))
+        sheet.write(row.replace("again, ", "other, ").replace("5e-4", "6e-4"))
         sheet.write("checkpoint: checkpoints/cae_base_300ep.pth}\n")
-    targets = [f"results/{name}/metrics.json" for name in ("again", "anew")]
+    targets = [f"results/{name}/metrics.json" for name in ("again", "other")]
     assert checkout.plan("--profile", "local", *targets).jobs["inspect_checkpoint"] == 1
 
 

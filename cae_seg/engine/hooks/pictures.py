@@ -71,7 +71,7 @@ class VisualizationHook(Hook):
 
 
 @HOOKS.register_module()
-class PaintingHook(Hook):
+class ColourMapHook(Hook):
     """Paint the prediction of every test image in the classes' colours.
 
     Args:
