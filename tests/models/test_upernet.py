@@ -106,7 +106,7 @@ def test_bfloat16_autocast_trains():
 
 def test_linear_head_has_the_loss_and_gradients_of_the_plain_form():
     torch.manual_seed(0)
-    settings = {"in_channels": 8, "in_index": 0, "num_classes": 6, "channels": 8}
+    settings = {"in_channels": 8, "in_index": 0, "num_classes": 6}
     settings["norm_cfg"] = {"type": "BN"}
     plain, fast = LinearHead(**settings), FastLinearHead(**settings)
     fast.load_state_dict(plain.state_dict())
