@@ -36,6 +36,7 @@ def _register() -> None:
         counts,
         cpu_paths,
         evaluation,
+        frozen_sweep,
         scale,
         start_up,
         training,

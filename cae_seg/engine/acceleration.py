@@ -18,7 +18,8 @@ from cae_seg.models.accelerate import FAST_PATHS, Switch
 
 REPLACEMENTS: dict[str, str] = {
     "segmentor": "EncoderDecoder → FastEncoderDecoder: windows share forward passes",
-    "heads": "UPerHead, FCNHead → FastUPerHead, FastFCNHead: fewer full-size maps",
+    "heads": "UPerHead, FCNHead, LinearHead → FastUPerHead, FastFCNHead, FastLinearHead: fewer "
+    "full-size maps",
     "batch_preprocessor": "SegDataPreProcessor → BatchPreprocessor: one batch, labels as bytes",
     "train_transform": "the stock train pipeline → TrainTransform: only pixels that the crop keeps",
     "exact_metric": "IoUMetric → ExactIoUMetric: whole-number counts, unrounded",
@@ -27,7 +28,7 @@ REPLACEMENTS: dict[str, str] = {
 }
 # These choose the precision of their products by torch's autocast, which apex does not use.
 _OWN_PRECISION = ("fused_block", "fused_bottleneck", "matrix_deconvolution")
-_HEADS = {"UPerHead": "FastUPerHead", "FCNHead": "FastFCNHead"}
+_HEADS = {name: f"Fast{name}" for name in ("UPerHead", "FCNHead", "LinearHead")}
 _FUSED = ("AdamW", "Adam", "SGD")
 
 

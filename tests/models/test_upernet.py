@@ -4,6 +4,7 @@ from mmengine.structures import PixelData
 from mmseg.models.decode_heads import FCNHead, UPerHead
 from mmseg.structures import SegDataSample
 
+from cae_seg.models.heads.linear import FastLinearHead, LinearHead
 from cae_seg.models.heads.upernet import FastFCNHead, FastUPerHead
 from cae_seg.models.layers.stochastic import SampleDropout2d
 
@@ -101,3 +102,22 @@ def test_bfloat16_autocast_trains():
     loss.backward()
     assert loss.dtype == torch.float32
     assert all(torch.isfinite(p.grad).all() for p in head.parameters())
+
+
+def test_linear_head_has_the_loss_and_gradients_of_the_plain_form():
+    torch.manual_seed(0)
+    settings = {"in_channels": 8, "in_index": 0, "num_classes": 6}
+    settings["norm_cfg"] = {"type": "BN"}
+    plain, fast = LinearHead(**settings), FastLinearHead(**settings)
+    fast.load_state_dict(plain.state_dict())
+    x, labels = torch.randn(2, 8, 5, 7), torch.randint(0, 6, (2, 1, 40, 56))
+    labels[:, :, :3] = 255
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
+    found = []
+    for head in (plain, fast):
+        loss = head.loss_by_feat(head([x]), samples)
+        loss["loss_ce" if head is plain else "loss_seg"].backward()
+        found.append((loss["acc_seg"], [p.grad for p in head.parameters()]))
+    (accuracy, gradients), (fast_accuracy, fast_gradients) = found
+    torch.testing.assert_close(fast_accuracy.flatten(), accuracy.flatten())
+    torch.testing.assert_close(fast_gradients, gradients, rtol=1e-4, atol=1e-7)

@@ -8,6 +8,8 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from mmseg.registry import MODELS
 from torch import Tensor
 
+from cae_seg.models.heads.fast import FastHead
+
 
 @MODELS.register_module()
 class LinearHead(BaseDecodeHead):
@@ -47,3 +49,8 @@ class LinearHead(BaseDecodeHead):
     def forward(self, inputs: list[Tensor]) -> Tensor:
         """Return the logits of the backbone's maps."""
         return self.cls_seg(self.bn(self._transform_inputs(inputs)))
+
+
+@MODELS.register_module()
+class FastLinearHead(FastHead, LinearHead):
+    """`LinearHead` with the loss of `FastHead`."""

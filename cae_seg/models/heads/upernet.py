@@ -5,66 +5,16 @@ about: pooling and resizing as matrix products, dropout per sample (`SampleDropo
 paths of `cae_seg.models.accelerate`.
 """
 
-from typing import Any
-
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import FCNHead, UPerHead
-from mmseg.models.losses import CrossEntropyLoss
 from mmseg.registry import MODELS
-from torch import Tensor, nn
+from torch import Tensor
 
-from cae_seg.models.accelerate import Switch, Switches, resolve
-from cae_seg.models.layers.stochastic import SampleDropout2d
+from cae_seg.models.heads.fast import FastHead
 from cae_seg.models.ops.convolution import conv1x1, conv3x3, conv3x3_of_concatenated
-from cae_seg.models.ops.loss import upsampled_cross_entropy
 from cae_seg.models.ops.precision import product_dtype
 from cae_seg.models.ops.residual import WithGradient, cast_copies
 from cae_seg.models.ops.resize import pyramid_pool, resize_bilinear
-
-
-class _Head(nn.Module):
-    """What the two heads share: fast paths, dropout per sample, the loss.
-
-    Args:
-        fast_paths: see `cae_seg.models.accelerate`.
-        (others): as the mmsegmentation head.
-    """
-
-    def __init__(
-        self, *args: Any, fast_paths: dict[str, Switch] | Switch | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.fast_paths: Switches = resolve(fast_paths)
-        if self.dropout is not None:
-            self.dropout = SampleDropout2d(self.dropout_ratio, self.channels)
-
-    def loss_by_feat(self, seg_logits: Tensor, batch_data_samples: list) -> dict[str, Tensor]:
-        """Return the loss and the pixel accuracy (percent) of logits (N, classes, h, w)."""
-        if not _is_plain(self.loss_decode) or self.sampler is not None:
-            return super().loss_by_feat(seg_logits, batch_data_samples)
-        result = upsampled_cross_entropy(
-            seg_logits,
-            self._stack_batch_gt(batch_data_samples).squeeze(1),
-            ignore_index=self.ignore_index,
-            align_corners=self.align_corners,
-            tiled=bool(self.fast_paths["fused_loss"]),
-            weight=self.loss_decode.loss_weight,
-        )
-        # Named as in the published logs.
-        return {
-            "loss_seg": result.loss,
-            "acc_seg": result.accuracy,
-        }
-
-
-def _is_plain(loss: nn.Module) -> bool:
-    """Tell whether a loss is the recipe's: soft-max, no class weights, mean over all pixels."""
-    return (
-        type(loss) is CrossEntropyLoss
-        and not (loss.use_sigmoid or loss.use_mask or loss.avg_non_ignore)
-        and loss.class_weight is None
-        and loss.reduction == "mean"
-    )
 
 
 def _finish(module: ConvModule, x: Tensor) -> Tensor:
@@ -77,7 +27,7 @@ def _finish(module: ConvModule, x: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class FastUPerHead(_Head, UPerHead):
+class FastUPerHead(FastHead, UPerHead):
     """Unified perceptual parsing head (arXiv:1807.10221) over four maps.
 
     Takes maps (N, C_i, h_i, w_i), finest first; returns logits (N, classes, h_0, w_0).
@@ -134,5 +84,5 @@ class FastUPerHead(_Head, UPerHead):
 
 
 @MODELS.register_module()
-class FastFCNHead(_Head, FCNHead):
+class FastFCNHead(FastHead, FCNHead):
     """Convolutions on one map (N, C, h, w); returns logits (N, classes, h, w)."""
