@@ -16,7 +16,7 @@ BLOCK = re.compile(r"```python\n# (\S+)\n(.*?)```", re.DOTALL)
 @pytest.mark.parametrize(
     ("page", "shown"),
     [
-        ("own_backbone", ["Stripes-16", "stripes.py"]),
+        ("own_backbone", ["Stripes-16", "[stripes]"]),
         ("own_head", ["ViT-tiny", "onelayer", "UperNet"]),
     ],
 )
