@@ -143,6 +143,17 @@ def test_a_run_that_fails_leaves_the_others_alone(make_row, alone):
         launch_together(JointJob((bad, make_row("worse", "mixed", cfg_options={})), True))
 
 
+@pytest.mark.slow
+def test_two_ranks_train_runs_together_as_they_train_one(make_row):
+    """Also where one of the runs fails on both."""
+    alone = make_row("slow", "alone", gpus=2)
+    assert launch_train(alone) == DONE
+    jobs = [make_row(row, "pair", gpus=2) for row in ("slow", "fast")]
+    jobs.append(make_row("trained", "pair", gpus=2, cfg_options={}))
+    assert launch_together(JointJob(tuple(jobs), keep_going=True)) == DONE
+    assert outcome(jobs[0]) == outcome(alone)
+
+
 def test_runs_of_one_command_need_one_machine(make_row):
     with pytest.raises(UserError, match="--nodes: 1, 2: runs of one command need the same"):
         JointJob((make_row("slow", "a"), make_row("fast", "a", nodes=2)))
