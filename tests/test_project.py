@@ -57,7 +57,7 @@ def test_the_package_is_the_wheels_and_so_are_its_files(run, bin_):
 
 def test_the_demo_is_planned_in_a_folder_made_by_init(run, study):
     text = run("python", "-m", "snakemake", "--profile", "demo", "--dry-run", folder=study)
-    assert re.search(r"^fine_tune +5$", text, re.MULTILINE)
+    assert re.search(r"^fine_tune +7$", text, re.MULTILINE)
 
 
 def test_the_demo_is_generated_by_the_wheel(run, study):

@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 SHEET = "config/demo.yaml"
 DEMO = ("--profile", "demo")
 
@@ -33,6 +35,12 @@ def test_a_changed_learning_rate_trains_that_row(finished):
     plan = finished.plan(*DEMO)
     assert plan.trained == {"tiny_300_lr3e-3/0"}
     assert plan.jobs["inspect_checkpoint"] == 0
+
+
+@pytest.mark.parametrize("key", ["iterations: 7", "options: {optim_wrapper.clip_grad.max_norm: 1}"])
+def test_a_changed_recipe_trains_that_row(finished, key):
+    finished.edit(SHEET, "tiny_300_lr1e-3, ", f"tiny_300_lr1e-3, {key}, ")
+    assert finished.plan(*DEMO).trained == {"tiny_300_lr1e-3/0"}
 
 
 def test_a_new_row_trains_that_row(finished):

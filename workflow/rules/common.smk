@@ -138,18 +138,18 @@ def cli_flag(name: str, value) -> list[str]:
     return [f"--{name}" if value is True else f"--{name}={value}"]
 
 
-def recipe_options(wildcards, input) -> list[str]:
-    """Return what a row changes in its config beyond the learning rate; its checkpoint, if any."""
-    return recipe(row(wildcards), input)
+# Only parameters that depend on nothing but wildcards are a reason to run again when they change.
+def recipe_options(wildcards) -> list[str]:
+    """Return what a row changes in its config beyond the learning rate."""
+    return recipe(row(wildcards))
 
 
-def recipe(found: Experiment, input) -> list[str]:
+def recipe(found: Experiment) -> list[str]:
     """Return the recipe options of a row."""
     options = found.model_options | found.options
     pairs = [f"--cfg-options={key}={value}" for key, value in options.items()]
     crop = ["--crop-size", *map(str, found.crop_size)] if found.crop_size else []
     return [
-        *(f"--pretrained={file}" for file in input.get("checkpoint", [])),
         *cli_flag("precision", found.precision),
         *cli_flag("deterministic", found.deterministic),
         *cli_flag("iterations", found.iterations),
@@ -159,7 +159,39 @@ def recipe(found: Experiment, input) -> list[str]:
     ]
 
 
-# Parameters that depend on `resources` are no reason to run again: other hardware, same run.
+def train_arguments(wildcards, input, output, resources) -> list[str]:
+    """Return the arguments of a training."""
+    return run_arguments(
+        row(wildcards), wildcards, input, resources, f"--out={output.run}", *job_options(resources)
+    )
+
+
+def run_arguments(found: Experiment, wildcards, input, resources, *more: str) -> list[str]:
+    """Return the arguments of the training of one row."""
+    return [
+        f"--name={found.name}",
+        f"--seed={wildcards.seed}",
+        f"--learning-rate={found.learning_rate}",
+        *recipe(found),
+        *machine_options(wildcards, resources),
+        *(f"--pretrained={file}" for file in input.get("checkpoint", [])),
+        f"--data={input.data}",
+        f"--work-dir={SHEET.run_dir(found.name, int(wildcards.seed)) / 'work'}",
+        *more,
+        "--",
+        found.config,
+    ]
+
+
+def job_options(resources) -> list[str]:
+    """Return what a training job is told besides its runs."""
+    return [
+        f"--sheet={SHEET.path}",
+        f"--attempt={resources.attempt}",
+        f"--error-file={resources.no_retry_file}",
+    ]
+
+
 def machine_options(wildcards, resources) -> list[str]:
     """Return the hardware options of a training."""
     images = cli_flag("images-per-gpu", row(wildcards).images_per_gpu)
@@ -169,33 +201,20 @@ def machine_options(wildcards, resources) -> list[str]:
 TOGETHER = rows_together(SHEET.experiments)
 
 
-def further_runs(wildcards, input, resources) -> list[str]:
-    """Return the options of the rows that train together with a row, after the separators."""
-    machine = machine_options(wildcards, resources)
-    return [
-        word
-        for found in TOGETHER[wildcards.experiment][1:]
-        for word in (
-            "--next",
-            f"--name={found.name}",
-            f"--seed={wildcards.seed}",
-            f"--learning-rate={found.learning_rate}",
-            *recipe(found, input),
-            *machine,
-            f"--data={input.data}",
-            f"--work-dir={SHEET.run_dir(found.name, int(wildcards.seed)) / 'work'}",
-            "--",
-            found.config,
-        )
-    ]
+def arguments_together(wildcards, input, output, resources) -> list[str]:
+    """Return the arguments of rows that train together."""
+    first, *others = TOGETHER[wildcards.experiment]
+    options = ["--keep-going", f"--report={output.run}", *job_options(resources)]
+    arguments = run_arguments(first, wildcards, input, resources, *options)
+    for found in others:
+        arguments += ["--next", *run_arguments(found, wildcards, input, resources)]
+    return arguments
 
 
 def recipes_together(wildcards) -> list[str]:
-    """Return the recipes of rows that train together: a change is a reason to run again."""
-    return [
-        f"{found.name} {found.learning_rate} {found.model_options | found.options}"
-        for found in TOGETHER[wildcards.experiment]
-    ]
+    """Return the rates and recipes of rows that train together."""
+    rows = TOGETHER[wildcards.experiment]
+    return [word for found in rows for word in (found.name, found.learning_rate, *recipe(found))]
 
 
 def report_together(wildcards) -> str:

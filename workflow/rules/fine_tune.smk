@@ -29,23 +29,14 @@ rule fine_tune:
         config=row_value("config"),
         rate=row_value("learning_rate"),
         recipe=recipe_options,
-        machine=machine_options,
         gpus=given_gpus,
         work=subpath(output.run, parent=True),
-        sheet=sheet_file,
-        end=["--out"],
-        recipes=[],
-        further=[],
+        arguments=train_arguments,
     message:
         "Fine-tune {wildcards.experiment}, seed {wildcards.seed}: learning rate {params.rate},"
         " {params.gpus} GPUs on {resources.nodes} node(s)"
     shell:
-        "ln -sfr {params.work:q}/console.log {log:q}; exec cae-seg train"
-        " --name={wildcards.experiment:q} --seed={wildcards.seed:q} --learning-rate={params.rate:q}"
-        " {params.recipe:q} {params.machine:q} --data={input.data:q} --sheet={params.sheet:q}"
-        " --work-dir={params.work:q}/work {params.end:q}={output.run:q}"
-        " --attempt={resources.attempt:q} --error-file={resources.no_retry_file:q} -- {params.config:q}"
-        " {params.further:q}"
+        "ln -sfr {params.work:q}/console.log {log:q}; exec cae-seg train {params.arguments:q}"
         " > >(trap '' INT TERM USR1; exec tee -a {log:q}) 2>&1"
 
 
@@ -61,15 +52,10 @@ use rule fine_tune as fine_tune_together with:
         "<results>/benchmarks/fine_tune_together/{experiment}_seed{seed}.tsv"
     params:
         config=row_value("config"),
-        rate=row_value("learning_rate"),
-        recipe=recipe_options,
-        machine=machine_options,
+        recipe=recipes_together,
         gpus=given_gpus,
         work=subpath(output.run, parent=True),
-        sheet=sheet_file,
-        end=["--keep-going", "--report"],
-        recipes=recipes_together,
-        further=further_runs,
+        arguments=arguments_together,
         others=lambda wildcards: len(TOGETHER[wildcards.experiment]) - 1,
     message:
         "Fine-tune {wildcards.experiment} and {params.others} more over its frozen backbone,"
