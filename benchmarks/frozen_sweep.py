@@ -21,11 +21,8 @@ def frozen_sweep(options: Options) -> list[dict[str, Any]]:
     """Measure an iteration of one run and of eight together, 512 × 512, linear head."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = _prepare(folder)
-        models = ["ViT-tiny/16"] if options.quick else ["ViT-B/16"]
-        return [
-            _compare(folder / model.replace("/", "_"), data, model, options) for model in models
-        ]
+        model = "ViT-tiny/16" if options.quick else "ViT-B/16"
+        return [_compare(folder, _prepare(folder), model, options)]
 
 
 def _compare(folder: Path, data: Path, model: str, options: Options) -> dict[str, Any]:
@@ -62,8 +59,8 @@ def _seconds(
             *("--", "linear_timm_512_slide_40k_ade20k"),
         ]
     _run("train", *words)
-    lines = list(read_history(folder / rates[0] / "metrics.jsonl").train.values())
-    moments = [line["time"] for line in lines]
+    history = read_history(folder / rates[0] / "metrics.jsonl")
+    moments = [line["time"] for line in history.train.values()]
     return statistics.median(b - a for a, b in itertools.pairwise(moments))
 
 
@@ -79,7 +76,6 @@ def _prepare(folder: Path) -> Path:
 
 
 def _run(*words: str) -> None:
-    command = ["cae-seg", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(["cae-seg", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)

@@ -66,19 +66,7 @@ def _measure(
     batch = make_batch(config, images, options.device)
     agreement = _agreement(config, ours, batch, options.device)
     sides = {"stock": stock, "ours": ours}
-    steps = {
-        side: step_of(
-            model, build_optimizer(config, model, options.device, stock=side == "stock"), batch
-        )
-        for side, model in sides.items()
-    }
-    on_cpu = options.device == "cpu"
-    result = alternate(
-        **steps,
-        rounds=options.rounds or (3 if on_cpu else 10),
-        warmup=0 if on_cpu else 2,
-        settle=steps if on_cpu else None,
-    )
+    steps, result = time_steps(config, sides, batch, options)
     operations = operations_of(steps["stock"])
     rate = matrix_rate(options.device)
     row = {"what": f"{name}, batch {images}", "target": target, "agreement": agreement, **result}
@@ -109,6 +97,26 @@ def make_batch(config: Config, images: int, device: str) -> tuple[Tensor, list[S
     blocks[torch.rand(blocks.shape, generator=generator) < 0.1] = 255
     labels = blocks.repeat_interleave(16, -1).repeat_interleave(16, -2).to(device)
     return x, [SegDataSample(gt_sem_seg=PixelData(data=label)) for label in labels]
+
+
+def time_steps(
+    config: Config, sides: dict[str, nn.Module], batch: dict[str, Any], options: Options
+) -> tuple[dict[str, Callable[[], Any]], dict[str, Any]]:
+    """Time a training step of both sides in turns; return the steps, and what `alternate` says."""
+    steps = {
+        side: step_of(
+            model, build_optimizer(config, model, options.device, stock=side == "stock"), batch
+        )
+        for side, model in sides.items()
+    }
+    on_cpu = options.device == "cpu"
+    result = alternate(
+        **steps,
+        rounds=options.rounds or (3 if on_cpu else 10),
+        warmup=0 if on_cpu else 2,
+        settle=steps if on_cpu else None,
+    )
+    return steps, result
 
 
 def step_of(

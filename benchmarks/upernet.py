@@ -11,9 +11,9 @@ from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
 from benchmarks.evaluation import PLAIN, measure_evaluation
-from benchmarks.models import build_optimizer, build_ours, build_stock, load_config, without_dropout
-from benchmarks.suite import Options, alternate, case
-from benchmarks.training import make_batch, step_of
+from benchmarks.models import build_ours, build_stock, load_config, without_dropout
+from benchmarks.suite import Options, case
+from benchmarks.training import make_batch, time_steps
 
 IMAGES = 2  # of a training step
 ZOO = {
@@ -55,19 +55,7 @@ def _step(name: str, config: Config, options: Options) -> dict[str, Any]:
     ours = build_ours(config, options.device).train()
     sides = {"stock": build_stock(config, ours).train(), "ours": ours}
     batch = make_batch(config, IMAGES, options.device)
-    steps = {
-        side: step_of(
-            model, build_optimizer(config, model, options.device, stock=side == "stock"), batch
-        )
-        for side, model in sides.items()
-    }
-    on_cpu = options.device == "cpu"
-    result = alternate(
-        **steps,
-        rounds=options.rounds or (3 if on_cpu else 10),
-        warmup=0 if on_cpu else 2,
-        settle=steps if on_cpu else None,
-    )
+    _, result = time_steps(config, sides, batch, options)
     # Last: without dropout, and both sides with the same weights again.
     sides["stock"].load_state_dict(ours.state_dict())
     return {
