@@ -54,6 +54,26 @@ def test_a_mistake_is_one_line_and_status_2(tmp_path) -> None:
     assert written == []
 
 
+@pytest.mark.parametrize("content", ["", "{}", '{"runs": [{}]}', '{"runs": 5}', "x: 1"])
+def test_a_file_that_is_no_report_of_runs_is_named_and_kept(content: str, tmp_path) -> None:
+    (tmp_path / "report.json").write_text(content)
+    answer = run(
+        *("collect-run", "work", "--report", "report.json", "--out", "run.json"), cwd=tmp_path
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("cae-seg: error: report.json: ")
+    assert (tmp_path / "report.json").read_text() == content
+    assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize("report", ["", "folder"])
+def test_a_report_of_runs_is_a_file(report: str, tmp_path) -> None:
+    (tmp_path / "folder").mkdir()
+    answer = run("collect-run", "work", "--report", report, "--out", "run.json", cwd=tmp_path)
+    assert answer.returncode == 2
+    assert "--report" in answer.stderr
+
+
 def test_an_option_without_value_is_named() -> None:
     answer = run("train", "x.py", "--work-dir", "w", "--options", "model.pretrained")
     assert answer.returncode == 2

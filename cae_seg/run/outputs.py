@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_json, atomic_write_text, read_note
+from cae_seg.files import atomic_write_json, atomic_write_text, read_json_object
 from cae_seg.run.work_dir import WorkDir
 
 
@@ -33,7 +33,8 @@ def report_of(work: WorkDir, identity: str | None, error: str | None) -> dict[st
 def collect_run(work_dir: Path, report: Path, run_file: Path) -> None:
     """Write the outputs of one of several runs that trained together.
 
-    Where there are none, the report is removed, so that the next start trains again.
+    Where there are none, the report is removed, so that the next start trains again. A file that
+    is no report is left alone.
 
     Args:
         work_dir: of the run.
@@ -41,10 +42,9 @@ def collect_run(work_dir: Path, report: Path, run_file: Path) -> None:
         run_file: where the metadata goes.
 
     Raises:
-        UserError: the run failed, or is not whole.
+        UserError: the run failed, or is not whole; or the report is none.
     """
-    runs = {run["work_dir"]: run for run in read_note(report).get("runs", [])}
-    found, work = runs.get(str(work_dir)) or {}, WorkDir(work_dir)
+    found, work = _reported(report).get(str(work_dir), {}), WorkDir(work_dir)
     summary = work.summary(found.get("identity") or "")
     if summary is not None and work.config.is_file():
         write_outputs(work, run_file, summary, "")
@@ -53,3 +53,12 @@ def collect_run(work_dir: Path, report: Path, run_file: Path) -> None:
     raise UserError(
         found.get("error") or f"{work_dir}: holds no finished run; the same command trains it again"
     )
+
+
+def _reported(report: Path) -> dict[str, dict[str, Any]]:
+    runs = read_json_object(report).get("runs")
+    if not isinstance(runs, list) or not all(
+        isinstance(run, dict) and isinstance(run.get("work_dir"), str) for run in runs
+    ):
+        raise UserError(f"{report}: is no report of runs that trained together; remove it")
+    return {run["work_dir"]: run for run in runs}
