@@ -31,7 +31,7 @@ class Code(_Shape):
 
 
 class Device(_Shape):
-    """On what a run was trained."""
+    """By what a run was trained."""
 
     type: str
     name: str
@@ -42,6 +42,21 @@ class Batch(_Shape):
     """How the images of an iteration were shared."""
 
     global_batch: Count
+
+
+class Data(_Shape):
+    """On what a run was trained."""
+
+    fingerprint: str | None = None
+    root: str | None = None
+    images: dict[str, Any] = {}
+
+
+class Normalisation(_Shape):
+    """By what the channels of an image are shifted and divided."""
+
+    mean: list[float]
+    std: list[float]
 
 
 class WeightsFile(_Shape):
@@ -65,8 +80,12 @@ class RunMetadata(_Shape):
     batch: Batch | None = None
     code: Code | None = None
     checkpoint: dict[str, Any] | None = None
-    data: dict[str, Any] | None = None
+    data: Data | None = None
+    crop: list[int] | None = None
+    normalisation: Normalisation | None = None
+    accelerations: list[str] = []
     versions: dict[str, Any] | None = None
+    seconds: Seconds = 0
     slurm_job_ids: list[str | int] = []
     weights: WeightsFile | None = None
     gpu_hours: Seconds | None = None
@@ -98,7 +117,9 @@ class Metrics(_Shape):
 
 
 def read_checked(path: Path, model: type[BaseModel], remedy: str) -> dict[str, Any]:
-    """Read a JSON file and return its content as it is, once it has the shape of `model`.
+    """Read a JSON file and return its content, once it has the shape of `model`.
+
+    A key whose value is null is left out, as if it were not there.
 
     Args:
         path: the file.
@@ -113,7 +134,7 @@ def read_checked(path: Path, model: type[BaseModel], remedy: str) -> dict[str, A
         model.model_validate(value)
     except (ValidationError, RecursionError) as error:
         raise UserError(f"{path}: {_problem(error)}; {remedy}") from error
-    return value
+    return {key: part for key, part in value.items() if part is not None}
 
 
 def doubts_about(metrics: dict[str, Any], experiment: str, seed: int) -> list[str]:
