@@ -93,7 +93,7 @@ def test_a_limit_on_submissions_is_waited_for_without_a_retry(site):
     assert "Trying to restart" not in site.output(sheet)
 
 
-def test_a_pending_job_says_why_and_is_replaced_by_the_next_start(site):
+def test_a_pending_job_says_each_reason_and_is_replaced_by_the_next_start(site):
     row = {"resources": {"slurm_partition": "cancel"}}
     sheet = site.sheet("closed", {"closed": row})
     with partition_down(site, "cancel"):
@@ -106,6 +106,10 @@ def test_a_pending_job_says_why_and_is_replaced_by_the_next_start(site):
         second = site.snakemake(sheet, "--until", "fine_tune", "--retries", "0", **OWN_SETTINGS)
         wait_until("the new job", lambda: site.job("closed", "PENDING") not in ("", job))
         assert f"replaces the pending SLURM job {job}" in site.output(sheet)
+        held = site.job("closed", "PENDING")
+        site.ask("scontrol", "hold", held)
+    wait_until("the other reason", lambda: "does not start: JobHeldAdmin" in site.output(sheet))
+    site.ask("scontrol", "release", held)
     assert second.wait(300) == 0, site.output(sheet)[-3000:]
 
 
