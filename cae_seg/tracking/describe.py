@@ -22,6 +22,7 @@ TRAIN_NAMES = {
     "gpu_memory_mb": "speed/gpu_memory_mb",
 }
 SCORES = ("mIoU", "mAcc", "aAcc")
+SCORE_DECIMALS = 2  # of percent, as published; the UI shows every digit that it is given
 LABELS = ("backbone", "method", "pretraining_epochs", "learning_rate", "published_miou")
 IDENTITY, BEGUN, FOLDER, DELIVERED = (
     f"cae_seg.{name}" for name in ("identity", "begun", "folder", "delivered")
@@ -44,7 +45,7 @@ def curve_points(history: MetricsHistory) -> list[Point]:
         names = ((TRAIN_NAMES.get(name, f"train/{name}"), name) for name in _numbers(line))
         points += [_point(key, line[name], line["time"], iteration) for key, name in names]
     for iteration, line in history.evaluations.items():
-        points += [_point(n, line[n], line["time"], iteration) for n in SCORES if n in line]
+        points += [_point(n, _score(line[n]), line["time"], iteration) for n in SCORES if n in line]
     for iteration, line in history.system.items():
         points += [_point(f"system/{n}", line[n], line["time"], iteration) for n in _numbers(line)]
     return sorted(points, key=lambda point: (point.step, point.time))
@@ -57,6 +58,10 @@ def _numbers(line: dict[str, Any]) -> Iterator[str]:
             yield name
 
 
+def _score(percent: float) -> float:
+    return round(float(percent), SCORE_DECIMALS)
+
+
 def _point(key: str, value: float, seconds: float, step: int) -> Point:
     return Point(key, float(value), round(seconds * 1000), step)
 
@@ -64,14 +69,14 @@ def _point(key: str, value: float, seconds: float, step: int) -> Point:
 def final_points(
     metadata: dict[str, Any], metrics: dict[str, Any] | None, time: int
 ) -> list[Point]:
-    """Return the scores of the final weights, which are those of the results table.
+    """Return the scores of the final weights, rounded like those of `table.md`.
 
     They end the curves of the evaluations during training: MLflow shows the last value.
     """
     if metrics is None:
         return []
     step = metadata["iterations"]
-    return [Point(name, float(metrics[name]), time, step) for name in SCORES]
+    return [Point(name, _score(metrics[name]), time, step) for name in SCORES]
 
 
 def run_name(metadata: dict[str, Any]) -> str:

@@ -42,6 +42,19 @@ def test_a_run_arrives_whole(run, store):
     assert not any(name.startswith("final/") for name in found.data.metrics)
 
 
+def test_scores_are_shown_with_two_decimals_and_kept_whole_in_the_files(run, store):
+    finish_run(run, miou=59.54755019)
+    evaluate_run(run, miou=59.54755019)
+    track(run, uri=store)
+    found = only_run(store)
+    shown = [found.data.metrics[name] for name in ("mIoU", "mAcc", "aAcc")]
+    assert shown == [59.55, 69.55, 89.55]
+    curve = [value for _, _, value in tracked.curve(store, found, "mIoU")]
+    assert curve == [52.05, 54.55, 57.05, 59.55]
+    assert json.loads((run / "metrics.json").read_text())["mIoU"] == 59.54755019
+    assert track(run, uri=store)["points_sent"] == 0
+
+
 def test_what_decides_a_run_is_a_parameter_and_what_carried_it_a_tag(run, store):
     track(run, uri=store)
     data = only_run(store).data
