@@ -17,7 +17,6 @@ from cae_seg.results.plotting import (
     add_note,
     label_lines,
     look,
-    new_axes,
     note_nothing,
 )
 from cae_seg.run.paths import RunDir
@@ -32,28 +31,43 @@ def draw_learning_rates(frame: pd.DataFrame, runs: pd.DataFrame, size: Size = SC
     """Draw mean mIoU over the learning rate, one line per pretraining length.
 
     Bars are the standard deviation over seeds, where there are two or more; dots are the seeds,
-    crosses the published values.
+    crosses the published values. Each data set has axes of its own.
     """
-    axes, figure = new_axes(size)
-    done = frame[frame["n"] > 0]
-    ends = []
-    for number, (label, group) in enumerate(_pretrainings(frame)):
-        group = group.assign(rate=group["learning_rate"].astype(float)).sort_values("rate")
-        points = _draw_group(axes, group, runs, look(number))
-        if points:
-            ends.append((*points[-1], label, look(number)["color"]))
-    rates = {float(text): text for text in frame["learning_rate"]}
-    axes.set_xscale("log")
-    axes.set_xticks(list(rates), list(rates.values()))
-    axes.minorticks_off()
-    axes.set(xlabel="learning rate", ylabel="mIoU (%)")
-    if not ends:
-        note_nothing(axes)
-    label_lines(axes, ends, size)
-    if len(done):
-        crosses = "; ×: published" if frame["published_miou"].notna().any() else ""
-        add_note(axes, f"{_bars_note(done)}{crosses}", size)
+    figure, panels = _panels(frame, size)
+    for axes, of_data, data in panels:
+        ends = []
+        for number, (label, group) in enumerate(_pretrainings(of_data)):
+            group = group.assign(rate=group["learning_rate"].astype(float)).sort_values("rate")
+            points = _draw_group(axes, group, runs, look(number))
+            if points:
+                ends.append((*points[-1], label, look(number)["color"]))
+        rates = {float(text): text for text in of_data["learning_rate"]}
+        axes.set_xscale("log")
+        axes.set_xticks(list(rates), list(rates.values()))
+        axes.minorticks_off()
+        axes.set(xlabel="learning rate", ylabel="mIoU (%)")
+        if not ends:
+            note_nothing(axes)
+        label_lines(axes, ends, size)
+        done = of_data[of_data["n"] > 0]
+        crosses = "; ×: published" if of_data["published_miou"].notna().any() else ""
+        add_note(axes, f"{data}{_bars_note(done)}{crosses}" if len(done) else data, size)
     return figure
+
+
+def _panels(frame: pd.DataFrame, size: Size) -> tuple[Figure, list[tuple[Axes, pd.DataFrame, str]]]:
+    """Return a figure with axes for each data set, as scores on different data do not compare.
+
+    Returns:
+        The figure, and for each data set its axes, its rows and what notes begin with.
+    """
+    parts = list(frame.groupby("data_set", sort=False))
+    figure = Figure((size.width, size.height * len(parts)), layout="constrained")
+    rows = figure.subplots(len(parts), squeeze=False)[:, 0]
+    return figure, [
+        (axes, part, f"{data}: " if len(parts) > 1 else "")
+        for axes, (data, part) in zip(rows, parts, strict=True)
+    ]
 
 
 def _draw_group(
@@ -85,12 +99,11 @@ def _bars_note(done: pd.DataFrame) -> str:
 
 def _pretrainings(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     several = {key for key in COMBINATION if frame[key].nunique() > 1}
-    order = ["data_set", "backbone", "method", "pretraining_epochs", "head"]
+    order = ["backbone", "method", "pretraining_epochs", "head"]
     for values, group in frame.groupby(order, sort=True):
-        data, backbone, method, epochs, head = values
+        backbone, method, epochs, head = values
         parts = [f"{backbone}, {method + ' ' if 'method' in several else ''}{epochs} epochs"]
         parts += [head] if "head" in several else []
-        parts += [data] if "data_set" in several else []
         yield ", ".join(parts), group
 
 
@@ -112,24 +125,25 @@ def _draw_curves(
     *,
     markers: bool = True,
 ) -> Figure:
-    axes, figure = new_axes(size)
-    ends, most = [], 0
-    for number, (label, group) in enumerate(_pretrainings(runs)):
-        for position, (rate, of_rate) in enumerate(group.groupby("learning_rate", sort=False)):
-            seeds = [read(RunDir(folder)) for folder in of_rate["folder"]]
-            seeds = [points for points in seeds if points]
-            if not seeds:
-                continue
-            style = {
-                "color": COLOURS[number % len(COLOURS)],
-                "linestyle": DASHES[position % len(DASHES)],
-                "marker": MARKERS[position % len(MARKERS)] if markers else None,
-            }
-            most = max(most, len(seeds))
-            end = _draw_band(axes, seeds, style)
-            ends.append((*end, f"{label}, {rate} (n={len(seeds)})", style["color"]))
-    axes.set(xlabel="iteration", ylabel=quantity)
-    _finish_curves(axes, ends, most, size)
+    figure, panels = _panels(runs, size)
+    for axes, of_data, data in panels:
+        ends, most = [], 0
+        for number, (label, group) in enumerate(_pretrainings(of_data)):
+            for position, (rate, of_rate) in enumerate(group.groupby("learning_rate", sort=False)):
+                seeds = [read(RunDir(folder)) for folder in of_rate["folder"]]
+                seeds = [points for points in seeds if points]
+                if not seeds:
+                    continue
+                style = {
+                    "color": COLOURS[number % len(COLOURS)],
+                    "linestyle": DASHES[position % len(DASHES)],
+                    "marker": MARKERS[position % len(MARKERS)] if markers else None,
+                }
+                most = max(most, len(seeds))
+                end = _draw_band(axes, seeds, style)
+                ends.append((*end, f"{label}, {rate} (n={len(seeds)})", style["color"]))
+        axes.set(xlabel="iteration", ylabel=quantity)
+        _finish_curves(axes, ends, most, size, data)
     return figure
 
 
@@ -148,12 +162,12 @@ def _draw_band(axes: Axes, seeds: list[Points], style: dict) -> tuple[float, flo
     return iterations[-1], mean[-1]
 
 
-def _finish_curves(axes: Axes, ends: list, most: int, size: Size) -> None:
+def _finish_curves(axes: Axes, ends: list, most: int, size: Size, data: str) -> None:
+    bands = "; bands: lowest to highest seed" if most > 1 else ""
+    add_note(axes, f"{data}mean over n seeds{bands}" if ends else data, size)
     if not ends:
         note_nothing(axes)
         return
-    bands = "; bands: lowest to highest seed" if most > 1 else ""
-    add_note(axes, f"mean over n seeds{bands}", size)
     font = size.small if len(ends) <= MOST_LABELS // 2 else 0.75 * size.small
     if len(ends) > MOST_LABELS:  # one label per pretraining: its line that ends highest
         best: dict[str, tuple] = {}

@@ -1,10 +1,19 @@
 import itertools
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_runs import evaluate_run, finish_run, make_row, make_sheet, make_sweep, start_run
+from fake_runs import (
+    evaluate_run,
+    finish_run,
+    make_row,
+    make_run,
+    make_sheet,
+    make_sweep,
+    start_run,
+)
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
@@ -14,6 +23,7 @@ from cae_seg.results.class_figures import draw_confusion
 from cae_seg.results.collect import collect_runs
 from cae_seg.results.curves import draw_iterations, draw_learning_rates
 from cae_seg.results.figures import write_figures
+from cae_seg.sheet.schema import Data
 
 NAMES = ["miou_by_learning_rate", "miou_by_iteration", "loss_by_iteration", "per_class"]
 SCORES = {
@@ -70,6 +80,29 @@ def test_seeds_of_a_combination_are_one_line_with_a_band(sheet):
     assert len(axes.collections) == 3
     means = sorted(line.get_ydata()[-1] for line in axes.lines)
     assert means == pytest.approx([47.2, 48.1, 50.05, 50.3])
+
+
+def test_each_data_set_has_axes_of_its_own(tmp_path):
+    """Scores on different data do not compare, so no axis holds both."""
+    rows, scores = [], {"ade20k": (48.0, 47.0), "leaves": (58.0, 59.0)}
+    for data, pair in scores.items():
+        for rate, miou in zip(("1e-4", "2e-4"), pair, strict=True):
+            row = make_row(f"{data}_{rate}", rate, **({} if data == "ade20k" else {"data": data}))
+            make_run(tmp_path / row.name / "seed_0", row.name, miou=miou, learning_rate=float(rate))
+            rows.append(row)
+    leaves = Data(type="folder", source="leaves", reduce_zero_label=False)
+    runs = collect_runs(replace(make_sheet(tmp_path, rows), datasets={"leaves": leaves}))
+    for figure in (draw_learning_rates(aggregate(runs), runs), draw_iterations(runs)):
+        drawn = [
+            {round(line.get_ydata()[-1]) for line in axes.lines if len(line.get_ydata())}
+            for axes in figure.axes
+        ]
+        assert drawn[0] <= {48, 47}
+        assert drawn[1] <= {58, 59}
+        assert all(drawn)
+        notes = [axes.get_title("left") for axes in figure.axes]
+        assert notes[0].startswith("ADE20K: ")
+        assert notes[1].startswith("leaves: ")
 
 
 def test_lines_differ_without_colour(sheet):
