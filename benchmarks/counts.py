@@ -23,9 +23,12 @@ from benchmarks.counting import DEVICE, Counts, autocast, counting, pretended_cu
 from benchmarks.models import BASE, LARGE, build_empty, build_optimizer, load_config
 from benchmarks.suite import Options, case
 from cae_seg.models.layers.stochastic import set_randomness
+from cae_seg.models.ops.resize import tile_shape
+from cae_seg.models.ops.windows import WindowAxis, bands_of, resampling_matrix
 
 STEPS = [("ViT-B", BASE, 2), ("ViT-B", BASE, 16), ("ViT-L", LARGE, 2), ("ViT-L", LARGE, 16)]
 IMAGE = (512, 683)
+SIZES = 150
 
 
 @case("counts")
@@ -55,6 +58,7 @@ def count_all(*, quick: bool) -> list[dict[str, Any]]:
         both = {side: count_evaluation(config, side) for side in ("stock", "ours")}
         rows.append(_row(f"{name}, evaluation of one image of {IMAGE[0]} × {IMAGE[1]}, fp32", both))
     rows.append({"what": "masks of an iteration, ViT-B", **_host_milliseconds(load_config(BASE))})
+    rows.append({"what": f"matrices of an image, {SIZES} sizes", **count_sizes()})
     return rows
 
 
@@ -93,6 +97,32 @@ def count_evaluation(config: Config, side: str) -> Counts:
                     meta = {"ori_shape": IMAGE, "img_shape": IMAGE, "pad_shape": IMAGE}
                     model.predict(image, [SegDataSample(metainfo=meta)])
     return found
+
+
+def count_sizes() -> dict[str, float]:
+    """Return what the matrices that join windows cost where each image has a size of its own.
+
+    Returns:
+        The median processor time of an image, and what is kept after all of them.
+    """
+    draw = np.random.default_rng(0)
+    config = load_config(BASE).model
+    crop, stride = config.test_cfg.crop_size[0], config.test_cfg.stride[0]
+    coarse, classes = crop // 4, config.decode_head.num_classes
+    times = []
+    for _ in range(SIZES):
+        size = tuple(int(side) for side in draw.integers(256, 1400, 2))
+        scale = min(2048 / max(size), crop / min(size))  # as the test pipeline resizes
+        axes = [WindowAxis(round(side * scale), crop, stride) for side in size]
+        logits = torch.empty(len(axes[0].starts) * coarse, 1, classes, device="meta")
+        begin = time.process_time()
+        for axis, side, tile in zip(axes, size, tile_shape(logits[None], size), strict=True):
+            bands_of(resampling_matrix(axis, coarse, side, False), tile)
+        times.append(time.process_time() - begin)
+    return {
+        "host_milliseconds": 1e3 * float(np.median(times)),
+        "kept_megabytes": resampling_matrix.cache.bytes / 1e6,
+    }
 
 
 def _batch(config: Config, images: int, side: str) -> dict[str, Any]:

@@ -41,3 +41,7 @@ def test_evaluation_of_an_image_does_less_than_stock(rows):
     assert image["ours_waits"] == image["ours_blocking_copies"] == 0
     for what in ("kernels", "gigabytes", "tflop"):
         assert image[f"ours_{what}"] < image[f"stock_{what}"]
+
+
+def test_images_of_many_sizes_leave_little_in_memory(rows):
+    assert 1 < rows["matrices of an image, 150 sizes"]["kept_megabytes"] <= 200
