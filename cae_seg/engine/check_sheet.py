@@ -69,6 +69,7 @@ def check_rows(sheet: Sheet) -> int:
 
 def _check_row(row: Experiment) -> Mapping[str, Any]:
     """Check a row's options and knobs; return the config of its backbone."""
+    from cae_seg.engine.compilation import check_compile
     from cae_seg.engine.config import apply_options
 
     given = {"learning_rate": row.learning_rate, "data": "manifest"}
@@ -79,6 +80,7 @@ def _check_row(row: Experiment) -> Mapping[str, Any]:
     options = config_options([f"{key}={value}" for key, value in changes.items()])
     knobs = Knobs(row.iterations, row.batch_size, row.crop_size)
     config = apply_options(_read(row.config), options, knobs)
+    check_compile(config, deterministic=row.deterministic)
     if any(key.startswith("model.") for key in changes):
         _build_without_memory(config_text(config))
     return config.model.get("backbone") or {}

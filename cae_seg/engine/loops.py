@@ -17,6 +17,7 @@ from mmengine.registry import LOOPS
 from mmengine.runner import IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch import nn
 
+from cae_seg.engine.compilation import eager
 from cae_seg.engine.drift import check_ranks_agree
 from cae_seg.engine.precision import evaluating
 from cae_seg.engine.ranks import all_reduce_max
@@ -186,7 +187,8 @@ class _Interruptible:
         if session.must_stop():
             raise Interrupted
         # Around an image, not around all of them: other runs may take turns in between.
-        with evaluating(session.evaluation_precision, session.device.type):
+        precision = evaluating(session.evaluation_precision, session.device.type)
+        with precision, eager(self.runner.cfg):
             super().run_iter(idx, data_batch)
 
 

@@ -13,6 +13,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import Registry
 from mmengine.runner import Runner
@@ -68,6 +69,7 @@ _MAPPINGS: list[tuple[str, set[str]]] = [
     (r"env_cfg\.mp_cfg", {"mp_start_method", "opencv_num_threads"}),
     (r"env_cfg\.dist_cfg", {"backend", "timeout", "init_backend"}),
     (r"acceleration", {*REPLACEMENTS, *FAST_PATHS}),
+    (r"compile", set(inspect.signature(torch.compile).parameters) - {"model"}),
     (r"auto_scale_lr", {"enable", "base_batch_size"}),
     (r"custom_imports", {"imports", "allow_failed_imports"}),
     (r"optim_wrapper\.clip_grad", _CLIP_GRAD),

@@ -14,6 +14,7 @@ from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.batch import BatchSplit, split_batch
 from cae_seg.engine.checkpoint_report import known_sha256
 from cae_seg.engine.classes import check_classes
+from cae_seg.engine.compilation import check_compile, compiles
 from cae_seg.engine.config import global_batch_size, load_config
 from cae_seg.engine.data_set import use_data
 from cae_seg.engine.identity import identity_of
@@ -63,6 +64,8 @@ def resolve_run(job: TrainJob, device: torch.device) -> ResolvedRun:
     built.train_dataloader.batch_size = split.batch_per_rank
     built.precision = precision
     accelerations = accelerate(built)
+    if compiles(built):
+        accelerations.append("compile")
     inputs = run_on_main(lambda: _inputs(config, job))
     decided = {
         "seed": job.seed,
@@ -89,6 +92,7 @@ def apply_job(config: Config, job: Job) -> Config:
     check_classes(config)
     if isinstance(job, EvaluateJob):
         return config
+    check_compile(config, deterministic=job.deterministic)
     if job.learning_rate is not None:
         config.optim_wrapper.optimizer.lr = parse_learning_rate(job.learning_rate)
     if job.pretrained is not None:
