@@ -20,6 +20,7 @@ from torch import nn
 
 from cae_seg.data.metric import ExactIoUMetric
 from cae_seg.data.prepare.manifest import load_manifest
+from cae_seg.engine import known_scores
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.build import build_model, build_part
 from cae_seg.engine.config import load_config
@@ -59,6 +60,12 @@ def evaluate(job: EvaluateJob, device: torch.device, stop: StopSignal) -> int:
 def _evaluate(job: EvaluateJob, device: torch.device, stop: StopSignal, folder: Path) -> int:
     begin = time.monotonic()
     config = apply_job(load_config(job.config, job.cfg_options, job.knobs), job)
+    known = known_scores.find(job, config, device)
+    if known.metrics is not None and not (job.show_dir or _wants_labels(job)):
+        if is_main_process():
+            _report(job, known.metrics)
+            logger.info("%s: measured before; to repeat it, delete %s", _label(job), known.note)
+        return DONE
     runner = _build(config, job, Session(device=device, seed=0, stop=stop), folder)
     labels = LabelMapHook()
     if _wants_labels(job):
@@ -70,7 +77,9 @@ def _evaluate(job: EvaluateJob, device: torch.device, stop: StopSignal, folder: 
     if _wants_labels(job):
         _write_labels(job.out, labels)
     if is_main_process():
-        _report(job, _metrics(job, config, runner, time.monotonic() - begin))
+        metrics = _metrics(job, config, runner, time.monotonic() - begin)
+        known.keep(metrics)
+        _report(job, metrics)
     return DONE
 
 

@@ -117,6 +117,10 @@ class WorkFiles:
         self.log = self.path / "train.log"
         self.lock = self.path / "writer.lock"
 
+    def scores_file(self, *, aug_test: bool) -> Path:
+        """Return where the final evaluation is kept, apart from the output of the workflow."""
+        return self.path / ("scores_aug_test.json" if aug_test else "scores.json")
+
 
 @dataclass(frozen=True)
 class RunDir:

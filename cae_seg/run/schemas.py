@@ -1,5 +1,6 @@
 """The shape of a run's JSON files, checked when they are read: they may be damaged or edited."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -135,6 +136,14 @@ def read_checked(path: Path, model: type[BaseModel], remedy: str) -> dict[str, A
     except (ValidationError, RecursionError) as error:
         raise UserError(f"{path}: {_problem(error)}; {remedy}") from error
     return {key: part for key, part in value.items() if part is not None}
+
+
+def is_metrics(value: Any) -> bool:
+    """Say whether a value has the shape of `metrics.json`."""
+    with contextlib.suppress(ValidationError, RecursionError):
+        Metrics.model_validate(value)
+        return True
+    return False
 
 
 def doubts_about(metrics: dict[str, Any], experiment: str, seed: int) -> list[str]:
