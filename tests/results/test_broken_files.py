@@ -14,6 +14,7 @@ from cae_seg.errors import UserError
 from cae_seg.results.aggregate import aggregate
 from cae_seg.results.aggregate_seeds import aggregate_seeds
 from cae_seg.results.collect import collect_runs
+from cae_seg.results.report_pages import write_run_pages
 from cae_seg.run.paths import RunDir, read_history
 
 SHAPES = ["", "{}", "[]", "[1, 2]", "null", "12", '"text"', "{", "[" * 100_000, "9" * 5000, "NaN"]
@@ -57,6 +58,17 @@ WRONG = {
 }
 
 
+PARTS = ["device", "batch", "code", "checkpoint", "data", "versions", "crop", "normalisation"]
+
+
+@pytest.mark.parametrize("key", PARTS)
+def test_a_null_in_metadata_is_a_part_that_is_missing(run, tmp_path, key):
+    edit(run / "run.json", **{key: None})
+    sheet = make_sheet(tmp_path / "results", [make_row("a")])
+    assert aggregate(collect_runs(sheet))["mIoU"].tolist() == [48.0]
+    write_run_pages(sheet, tmp_path / "pages")
+
+
 @pytest.mark.parametrize(("key", "value"), [(k, v) for k, values in WRONG.items() for v in values])
 def test_a_value_out_of_range_is_refused_with_its_key(run, tmp_path, key, value):
     edit(run / "metrics.json", **{key: value})
@@ -68,6 +80,11 @@ METADATA = {
     "iterations": [None, "x", -1],
     "device": [5, {"type": 1}],
     "batch": ["x", {"global_batch": "16"}],
+    "crop": [5, ["x"]],
+    "normalisation": [{"mean": 1, "std": 2}, {}],
+    "accelerations": [None, "x"],
+    "data": ["x", {"images": 5}],
+    "seconds": [None, "x"],
     "gpu_hours": [-1, "x"],
     "weights": [[], {"path": 1}],
     "evaluations": [{}, [1]],
