@@ -17,12 +17,13 @@ FAST_PATHS: dict[str, str] = {
     "fused_bottleneck": "3×3 convolutions over upsampled maps at the maps' own resolution",
     "winograd": "3×3 convolutions in the Winograd domain, F(4×4, 3×3); fp32 on the CPU",
     "fused_loss": "upsampling, soft-max and loss in tiles, without full-size logits",
+    "progressive_loss": "exponentials of the fused loss by geometric progressions; CPU",
     "fused_prediction": "windows to labels in tiles, without full-size logits",
     "kept_memory": "freed memory stays with the process instead of going back; CPU with glibc",
 }
 
 # Those that exist only for CPUs; `python -m benchmarks cpu_paths` measures each by itself.
-CPU_PATHS = ("winograd", "kept_memory")
+CPU_PATHS = ("winograd", "progressive_loss", "kept_memory")
 
 Switch = bool | str
 Switches = dict[str, Switch]

@@ -36,6 +36,7 @@ class FastHead(nn.Module):
             ignore_index=self.ignore_index,
             align_corners=self.align_corners,
             tiled=bool(self.fast_paths["fused_loss"]),
+            progressive=bool(self.fast_paths["progressive_loss"]),
             weight=self.loss_decode.loss_weight,
         )
         # Named as in the published logs.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cae_seg.models.ops.cpu.loss import SummedLoss, progressive_cross_entropy
 from cae_seg.models.ops.resize import (
     bands,
     constant,
@@ -40,6 +41,7 @@ def upsampled_cross_entropy(
     ignore_index: int,
     align_corners: bool,
     tiled: bool,
+    progressive: bool = False,
     weight: float = 1.0,
 ) -> PixelLoss:
     """Return the cross entropy of `logits`, resized to the size of `labels`.
@@ -50,11 +52,14 @@ def upsampled_cross_entropy(
         ignore_index: label that adds nothing to the loss but counts in its mean, as published.
         align_corners: of the resizing.
         tiled: work tile by tile; else the plain form with full-size logits.
+        progressive: where it applies on the CPU, make tiles by `progressive_cross_entropy`.
         weight: factor on the loss.
     """
     labels = labels.long()
     if tiled:
-        total, hits, ignored = _TiledCrossEntropy.apply(logits, labels, ignore_index, align_corners)
+        total, hits, ignored = _TiledCrossEntropy.apply(
+            logits, labels, ignore_index, align_corners, progressive
+        )
     else:
         full = resize_bilinear(logits.float(), labels.shape[1:], align_corners)
         # Flattened: the two-dimensional loss has no deterministic backward on CUDA.
@@ -71,19 +76,23 @@ class _TiledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool
+        ctx,
+        logits: Tensor,
+        labels: Tensor,
+        ignore_index: int,
+        align_corners: bool,
+        progressive: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        with_gradient, result = ctx.needs_input_grad[0], None
         with torch.autocast(logits.device.type, enabled=False):
-            coarse = logits.detach().permute(0, 2, 3, 1).float().contiguous()  # N, h, w, classes
-            gradient = _Gradient(coarse) if ctx.needs_input_grad[0] else None
-            sums = [
-                _tile_loss(tile, ignore_index, gradient)
-                for tile in _tiles(coarse, labels, align_corners)
-            ]
-            total, *counts = (
-                part[0] if len(part) == 1 else sum(part) for part in zip(*sums, strict=True)
-            )
-        ctx.save_for_backward(gradient and gradient.total)
+            if progressive and logits.device.type == "cpu" and not align_corners:
+                result = progressive_cross_entropy(
+                    logits.detach().float(), labels, ignore_index, with_gradient=with_gradient
+                )
+            if result is None:
+                result = _summed_loss(logits, labels, ignore_index, align_corners, with_gradient)
+        total, *counts, gradient = result
+        ctx.save_for_backward(gradient)
         ctx.dtype = logits.dtype
         ctx.mark_non_differentiable(*counts)
         ctx.set_materialize_grads(False)
@@ -94,7 +103,21 @@ class _TiledCrossEntropy(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         # Scaled in float32 before the cast: half-precision gradients of a mean would vanish.
         scaled = torch.mul(gradient, by_total, out=torch.empty_like(gradient, dtype=ctx.dtype))
-        return scaled.permute(0, 3, 1, 2), None, None, None
+        return scaled, None, None, None, None
+
+
+def _summed_loss(
+    logits: Tensor, labels: Tensor, ignore_index: int, align_corners: bool, with_gradient: bool
+) -> SummedLoss:
+    coarse = logits.detach().permute(0, 2, 3, 1).float().contiguous()  # N, h, w, classes
+    gradient = _Gradient(coarse) if with_gradient else None
+    sums = [
+        _tile_loss(tile, ignore_index, gradient) for tile in _tiles(coarse, labels, align_corners)
+    ]
+    total, hits, ignored = (
+        part[0] if len(part) == 1 else sum(part) for part in zip(*sums, strict=True)
+    )
+    return SummedLoss(total, hits, ignored, gradient and gradient.total.permute(0, 3, 1, 2))
 
 
 class _Tile(NamedTuple):
