@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print_error(message: str) -> None:
-    print(f"cae-seg: error: {redact(_printable(message))}", file=sys.stderr)
+    print(f"cae-seg: error: {redact(message)}", file=sys.stderr)
 
 
 def _flush(code: int) -> int:
@@ -145,11 +145,6 @@ def _parse_one(arguments: Sequence[str]) -> argparse.Namespace:
 def _crash(error: BaseException) -> int:
     print(f"cae-seg: error: {report_crash(error)}", file=sys.stderr)
     return 1
-
-
-def _printable(text: str) -> str:
-    """Escape control characters, which a file name may contain, and line breaks."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -83,6 +83,15 @@ def test_a_key_that_is_no_text_is_refused(key, tmp_path):
         load_checkpoint_file(tmp_path / "c.pth")
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_control_characters_in_a_name_are_escaped(whole, tmp_path):
+    state = backbone().state_dict() if whole else {}
+    torch.save({**state, "a\n\x1b[31mb": torch.zeros(())}, tmp_path / "c.pth")
+    with pytest.raises(UserError) as caught:
+        load_pretrained(backbone(), tmp_path / "c.pth")
+    assert r"a\n\x1b[31mb" in str(caught.value)
+
+
 def test_large_finite_values_are_accepted(tmp_path):
     path = with_tensor(tmp_path / "c.pth", lambda t: torch.full_like(t, 3e38))
     assert load_pretrained(backbone(), path).loaded
