@@ -24,6 +24,11 @@ def test_lint_has_nothing_to_say(checkout, sheet):
     checkout.run("--lint", "--config", f"sheet=config/{sheet}.yaml")
 
 
+def test_a_plan_begins_without_remarks_about_rules_that_the_sheet_does_not_need(checkout):
+    output = checkout.run("--dry-run", "--cores", "2")
+    assert "rules that are not present" not in output
+
+
 def test_rules_stay_short():
     for file in (ROOT / "workflow/rules").glob("*.smk"):
         rules = file.read_text().split("\nrule ")[1:]

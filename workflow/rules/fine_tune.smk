@@ -77,6 +77,7 @@ if TOGETHER:
         wildcard_constraints:
             experiment="|".join(re.escape(name) for name in TOGETHER),
         retries: 0
+        localrule: True
         conda:
             "../../environment.yml"
         params:
