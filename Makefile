@@ -1,7 +1,7 @@
 # make demo   the whole workflow on generated data, from nothing but CPython 3.11
 # make test   format, lint, workflow checks and all tests, SLURM included
 # make chaos  20 sequences of random faults on a test cluster (two hours on two cores)
-# make ui     the MLflow UI on this machine
+# make ui     the MLflow UI on this machine, on port 5000 or PORT=…
 # make zoo    which configs of mmsegmentation's zoo work, into docs/zoo.md (about ten minutes)
 # make docs   the documentation as a site, into build/site
 # make fuzz   hours of broken input; what it finds becomes a test
@@ -81,7 +81,7 @@ format: install
 	snakefmt Snakefile workflow
 
 ui: install
-	@cae-seg ui
+	@cae-seg ui $(if $(PORT),--port $(PORT))
 
 bench: install
 	python -m benchmarks

@@ -23,6 +23,10 @@ PARTS = (
 )
 LONGEST_SECONDS = 7000.0  # guards against hanging
 PROFILES = ("local", "slurm", "demo")
+FOR_MAKE = (
+    *("Makefile", "requirements.txt", "pyproject.toml", "mkdocs.yml"),
+    *("README.md", "CHANGELOG.md", "docs", "tools"),
+)
 
 
 class Checkout:
@@ -35,18 +39,44 @@ class Checkout:
 
     def __init__(self, path: Path, *, stub: bool = True) -> None:
         self.path = path
-        for part in PARTS:
-            source = ROOT / part
-            if source.is_dir():
-                caches = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(source, path / part, symlinks=True, ignore=caches)
-            else:
-                shutil.copy2(source, path / part)
+        self._copy(PARTS)
         for profile in PROFILES:
             shutil.copy2(ROOT / profile, path / profile, follow_symlinks=False)
         (path / "bin").mkdir()
         if stub:
             shutil.copy2(ROOT / "tests/workflow/stub_cae_seg.sh", path / "bin/cae-seg")
+
+    def _copy(self, parts: tuple[str, ...]) -> None:
+        for part in parts:
+            source = ROOT / part
+            if source.is_dir():
+                caches = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(source, self.path / part, symlinks=True, ignore=caches)
+            else:
+                shutil.copy2(source, self.path / part)
+
+    def install(self) -> None:
+        """Add what `make` reads, and the environment of this Python as the one it installed."""
+        self._copy(FOR_MAKE)
+        (self.path / ".venv").mkdir()
+        for part in ("bin", "lib", "pyvenv.cfg"):
+            if (source := Path(sys.prefix) / part).exists():
+                (self.path / ".venv" / part).symlink_to(source)
+        (self.path / ".venv/.installed").touch()
+
+    def shell(self, script: str, *, good: tuple[int, ...] = (0,)) -> str:
+        """Run lines of a shell here, which must end with a status of `good`; return the output."""
+        done = subprocess.run(
+            ["bash", "-ec", script],
+            cwd=self.path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=LONGEST_SECONDS,
+            env=self.environment(),
+        )
+        assert done.returncode in good, f"{script}\n{done.stdout[-4000:]}"
+        return done.stdout
 
     def snakemake(
         self, *arguments: str, timeout: float = LONGEST_SECONDS, **environment: str

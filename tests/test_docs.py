@@ -1,27 +1,18 @@
 """The documentation as a site: every link and anchor leads somewhere, every page is made."""
 
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
+from checkouts import ROOT, Checkout
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("site")
-    answer = subprocess.run(
-        ["mkdocs", "build", "--strict", "--site-dir", folder],
-        cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert answer.returncode == 0, answer.stderr
-    return folder
+    copy = Checkout(tmp_path_factory.mktemp("docs"), stub=False)
+    copy.install()
+    copy.shell("make docs")
+    return copy.path / "build/site"
 
 
 def text(page: Path) -> str:
@@ -53,3 +44,10 @@ def test_nothing_is_fetched_from_other_hosts(site):
     assert [
         tag for page in pages for tag in re.findall(r'<(?:script|link)[^>]+"https?:', page)
     ] == []
+
+
+def test_readme_names_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -6,9 +6,7 @@ Real processes through the console script, two ranks on the CPU under torchrun.
 import json
 import random
 import signal
-import subprocess
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -175,51 +173,3 @@ def test_mistake_found_by_ranks_is_one_line(make_job, tmp_path):
     assert output.count("cae-seg: error:") == 1
     assert "Traceback" not in output
     assert not job.work_dir.exists()
-
-
-@pytest.mark.slow
-def test_published_command_lines(config, manifest, tmp_path):
-    tools = Path(__file__).parents[2] / "tools"
-    work = tmp_path / "work"
-    train = [
-        "bash",
-        tools / "dist_train.sh",
-        config,
-        "2",
-        "--work-dir",
-        work,
-        "--seed",
-        "0",
-        "--deterministic",
-        "--device",
-        "cpu",
-        "--data",
-        manifest,
-        "--iterations",
-        "2",
-    ]
-    subprocess.run([str(part) for part in train], check=True)
-    show = tmp_path / "show"
-    test = [
-        "bash",
-        tools / "dist_test.sh",
-        config,
-        work / "weights.pth",
-        "2",
-        "--eval",
-        "mIoU",
-        "--device",
-        "cpu",
-        "--data",
-        manifest,
-        "--out",
-        tmp_path / "out.pkl",
-        "--show-dir",
-        show,
-    ]
-    output = subprocess.run(
-        [str(part) for part in test], check=True, capture_output=True, text=True
-    )
-    last = json.loads((work / "run.json").read_text())["evaluations"][-1]
-    assert f"mIoU {last['mIoU']:.2f}" in output.stderr + output.stdout
-    assert len(list(show.iterdir())) == 5
