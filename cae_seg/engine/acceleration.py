@@ -27,7 +27,7 @@ REPLACEMENTS: dict[str, str] = {
     "fused_optimizer": "one pass over weights, gradients and moments; AdamW → FastAdamW",
 }
 # These choose the precision of their products by torch's autocast, which apex does not use.
-_OWN_PRECISION = ("fused_block", "fused_bottleneck", "matrix_deconvolution")
+_OWN_PRECISION = ("fused_block", "fused_bottleneck", "matrix_deconvolution", "merged_laterals")
 _HEADS = {name: f"Fast{name}" for name in ("UPerHead", "FCNHead", "LinearHead")}
 _FUSED = ("AdamW", "Adam", "SGD")
 

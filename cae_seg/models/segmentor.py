@@ -3,7 +3,7 @@
 import copy
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from mmengine.structures import PixelData
 from mmseg.models.segmentors import EncoderDecoder
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
-from torch import Tensor
+from torch import Tensor, nn
 
 from cae_seg.errors import UserError
 from cae_seg.models.accelerate import Switch, Switches, resolve, switch
 from cae_seg.models.heads.upernet import FastFCNHead, FastUPerHead
 from cae_seg.models.layers.batch_norm import counted_together
 from cae_seg.models.layers.replace import replace_layers
+from cae_seg.models.ops.convolution import Unexpanded
 from cae_seg.models.ops.cpu.memory import keep_freed_memory
 from cae_seg.models.ops.resize import resize_bilinear
 from cae_seg.models.ops.windows import CoarseLogits, InferenceView, WindowAxis, argmax_labels
@@ -66,22 +67,57 @@ class FastEncoderDecoder(EncoderDecoder):
         self.fast_paths = switches
         replace_layers(self)
         switch(self, switches)
+        self._unexpanded = self._read_by_laterals() if switches["merged_laterals"] else ()
+
+    def _read_by_laterals(self) -> tuple[int, ...]:
+        """Return the deconvolved levels that nothing reads but a lateral convolution of UPerHead.
+
+        Heads of other types may read what they like.
+        """
+        head, auxiliary = self.decode_head, getattr(self, "auxiliary_head", None) or []
+        others = list(auxiliary) if isinstance(auxiliary, list | nn.ModuleList) else [auxiliary]
+        known = type(head) is FastUPerHead and all(type(h) is FastFCNHead for h in others)
+        levels = getattr(self.backbone, "deconvolved", ())
+        if self.with_neck or not known or not levels:
+            return ()
+        read = [i for h in (head, *others) for i in _indices(h, len(self.backbone.out_indices))]
+        laterals = _indices(head, len(self.backbone.out_indices))[:-1]
+        return tuple(i for i in levels if i in laterals and read.count(i) == 1)
 
     @property
     def active_fast_paths(self) -> list[str]:
         """Return the names of the fast paths that are on, for the run's record."""
         return [name for name, switch in self.fast_paths.items() if switch]
 
-    def extract_feat(self, inputs: Tensor) -> list[Tensor]:
-        """Return the backbone's maps of images (N, 3, H, W)."""
+    def extract_feat(
+        self, inputs: Tensor, unexpanded: Collection[int] = ()
+    ) -> Sequence[Tensor | Unexpanded]:
+        """Return the backbone's maps of images (N, 3, H, W).
+
+        Args:
+            inputs: the images.
+            unexpanded: levels to leave before their deconvolution, which our heads do.
+        """
         if self.fast_paths["kept_memory"] and inputs.device.type == "cpu":
             keep_freed_memory()
-        return super().extract_feat(inputs)
+        return self.backbone(inputs, unexpanded) if unexpanded else super().extract_feat(inputs)
+
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        """Return the logits of images (N, 3, H, W) at their own size, as `EncoderDecoder`."""
+        maps = self.extract_feat(inputs, self._unexpanded)
+        return self.decode_head.predict(maps, batch_img_metas, self.test_cfg)
+
+    def _forward(self, inputs: Tensor, data_samples: list[SegDataSample] | None = None) -> Tensor:
+        return self.decode_head(self.extract_feat(inputs, self._unexpanded))
 
     def loss(self, inputs: Tensor, data_samples: list[SegDataSample]) -> dict[str, Tensor]:
         """Return the losses of a batch (N, 3, H, W), as `EncoderDecoder`."""
         with counted_together(self):
-            return super().loss(inputs, data_samples)
+            maps = self.extract_feat(inputs, self._unexpanded)
+            losses = self._decode_head_forward_train(maps, data_samples)
+            if self.with_auxiliary_head:
+                losses |= self._auxiliary_head_forward_train(maps, data_samples)
+        return losses
 
     def parse_losses(self, losses: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the losses, as mmengine; what is a single number already is not averaged."""
@@ -273,6 +309,12 @@ def _with_switches(head: Any, switches: Switches) -> Any:
     if head is None or head["type"] not in _OUR_HEADS:
         return head
     return {"fast_paths": switches, **head}
+
+
+def _indices(head: nn.Module, levels: int) -> list[int]:
+    """Return the levels that a head reads, counted from the finest."""
+    chosen = head.in_index if isinstance(head.in_index, list | tuple) else [head.in_index]
+    return [index % levels for index in chosen]
 
 
 def _without_padding(image: Tensor, sample: SegDataSample) -> Tensor:

@@ -4,7 +4,12 @@ import torch.nn.functional as F
 
 from cae_seg.errors import UserError
 from cae_seg.models.accelerate import FAST_PATHS, resolve
-from cae_seg.models.ops.convolution import Deconvolution, conv3x3, conv3x3_of_concatenated
+from cae_seg.models.ops.convolution import (
+    Deconvolution,
+    Unexpanded,
+    conv3x3,
+    conv3x3_of_concatenated,
+)
 
 
 def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -80,6 +85,34 @@ def test_deconvolution_agrees_with_torch():
     assert relative(fast, plain) < 1e-6
     inputs = x, layer.weight, layer.bias
     for mine, theirs in zip(gradients(fast, *inputs), gradients(plain, *inputs), strict=True):
+        assert relative(mine, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("size", [(3, 4), (2, 2)])  # enough pixels for six channels, and too few
+@pytest.mark.parametrize("always", [False, True])
+def test_merged_convolutions_agree_with_one_after_the_other(size, always):
+    layer, x = Deconvolution(6, 5), noise(2, 6, *size).requires_grad_()
+    weight = noise(7, 5, 1, 1).requires_grad_()
+    inputs = x, layer.weight, layer.bias, weight
+    plain = F.conv2d(F.conv_transpose2d(x, layer.weight, layer.bias, stride=2), weight)
+    merged = Unexpanded(x, layer).conv1x1(weight, weight, always=always)
+    assert merged.is_contiguous(memory_format=torch.channels_last)
+    assert relative(merged, plain) < 1e-6
+    for mine, theirs in zip(gradients(merged, *inputs), gradients(plain, *inputs), strict=True):
+        assert relative(mine, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("frozen", [("x",), ("weight", "bias"), ("mixing",), ("x", "mixing")])
+def test_merged_convolutions_train_what_is_not_frozen(frozen):
+    layer, x = Deconvolution(6, 5), noise(2, 6, 3, 4)
+    parts = {"x": x, "weight": layer.weight, "bias": layer.bias, "mixing": noise(7, 5, 1, 1)}
+    for name, part in parts.items():
+        part.requires_grad_(name not in frozen)
+    trained = [part for name, part in parts.items() if name not in frozen]
+    mixing = parts["mixing"]
+    plain = F.conv2d(F.conv_transpose2d(x, layer.weight, layer.bias, stride=2), mixing)
+    merged = Unexpanded(x, layer).conv1x1(mixing, mixing, always=True)
+    for mine, theirs in zip(gradients(merged, *trained), gradients(plain, *trained), strict=True):
         assert relative(mine, theirs) < 1e-6
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from fidelity import largest, record, relative
 from golden import weights
-from models.segmentors import samples, tiny, with_dropout
+from models.segmentors import TINY, samples, tiny, with_dropout
 
 from cae_seg.errors import UserError
 from cae_seg.models.accelerate import FAST_PATHS
@@ -188,6 +188,52 @@ def test_fast_paths_are_named_for_the_record():
     assert not tiny(fast_paths={"efficient_attention": False}).backbone.blocks[0].attn.fast
     with pytest.raises(UserError, match="fast_paths"):
         tiny(fast_paths={"wings": True})
+
+
+def test_maps_that_only_laterals_read_are_merged_with_them():
+    crop = weights.slide_input()[..., :64, :64]
+    merged = model(True)
+    apart = model({"merged_laterals": False})
+    assert merged.state_dict().keys() == apart.state_dict().keys()
+    for head in (1, [0, 2], -4):  # the auxiliary head reads a deconvolved map too
+        auxiliary = {**TINY["auxiliary_head"], "in_index": head}
+        if isinstance(head, list):
+            auxiliary |= {"in_channels": [64, 64], "input_transform": "resize_concat"}
+        tiny(auxiliary_head=auxiliary, fast_paths="always").loss(
+            crop, samples(torch.zeros(1, 1, 64, 64))
+        )
+    with torch.no_grad():
+        shapes = [tuple(found.shape) for found in merged.extract_feat(crop)]
+        assert shapes == [(1, 64, side, side) for side in (16, 8, 4, 2)]
+        merged.backbone.fpn1[-1].forward = None  # not called
+        found, expected = merged(crop), apart(crop)
+    assert relative(found, expected) < 2e-6
+
+
+def test_merged_laterals_are_as_near_to_float32_as_separate_ones_in_half_precision():
+    x, y = (batch[0] for batch in weights.train_batches())
+
+    def gradients(on: bool, dtype: torch.dtype) -> torch.Tensor:
+        segmentor = model({"merged_laterals": "always" if on else False}).train()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            losses = segmentor.loss(x, samples(y))
+        (losses["decode.loss_seg"] + losses["aux.loss_seg"]).backward()
+        names = (
+            "fpn1.3.weight",
+            "fpn2.0.weight",
+            "lateral_convs.0.conv.weight",
+            "lateral_convs.1.conv.weight",
+            "fpn1.0.weight",
+        )
+        found = {n: p.grad.flatten() for n, p in segmentor.named_parameters() if n.endswith(names)}
+        assert len(found) == len(names)
+        return torch.cat([gradient / gradient.norm() for gradient in found.values()])
+
+    exact = gradients(False, torch.float32)
+    assert relative(gradients(True, torch.float32), exact) < 1e-5
+    apart = relative(gradients(False, torch.bfloat16), exact)
+    merged = relative(gradients(True, torch.bfloat16), exact)
+    assert merged < 1.5 * apart
 
 
 # Their backward on CUDA adds in no fixed order; torch refuses them in deterministic mode.

@@ -6,7 +6,7 @@ runs as one fused kernel over a bias that is laid out once per forward instead o
 by element.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ from cae_seg.models.layers.batch_norm import AnyDeviceSyncBN
 from cae_seg.models.layers.residual_block import ResidualBlock, operands_of
 from cae_seg.models.layers.stochastic import SampleDropPath
 from cae_seg.models.ops.attention import attend
-from cae_seg.models.ops.convolution import Deconvolution
+from cae_seg.models.ops.convolution import Deconvolution, Unexpanded
 from cae_seg.models.ops.precision import product_dtype
 from cae_seg.models.ops.relative_bias import RelativeBias
 from cae_seg.models.pretrained.architectures import VIT
@@ -137,9 +137,13 @@ class CAE(FilledFromCheckpoint, BaseModule):
         out_indices: the four blocks, from 0, whose outputs feed the pyramid.
         out_with_norm: apply a final LayerNorm to the taps.
         init_cfg: `dict(type="Pretrained", checkpoint=<path>)` to start from a checkpoint.
+
+    Attributes:
+        deconvolved: levels of the pyramid, from 0, that come out of a deconvolution.
     """
 
     architecture = VIT
+    deconvolved: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -204,6 +208,7 @@ class CAE(FilledFromCheckpoint, BaseModule):
         if len(self.out_indices) != 4:
             raise ValueError(f"out_indices: {self.out_indices} are not four blocks")
         self.fpn1, self.fpn2, self.fpn3, self.fpn4 = _pyramid(self.embed_dim, patch_size)
+        self.deconvolved = (0, 1) if patch_size == 16 else (0,)
 
     def _position_embedding(self, fixed: bool, trained: bool) -> nn.Parameter | None:
         height, width = self.grid_size
@@ -229,11 +234,21 @@ class CAE(FilledFromCheckpoint, BaseModule):
                 block.attn.proj.weight.div_((2 * depth) ** 0.5)
                 block.mlp.fc2.weight.div_((2 * depth) ** 0.5)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the pyramid of images (B, in_chans, H, W); see the class for the shapes."""
+    def forward(
+        self, x: Tensor, unexpanded: Collection[int] = ()
+    ) -> tuple[Tensor | Unexpanded, ...]:
+        """Return the pyramid of images (B, in_chans, H, W); see the class for the shapes.
+
+        Args:
+            x: the images.
+            unexpanded: levels, of those in `deconvolved`, to leave before their deconvolution.
+        """
         taps = self._taps(x)
         levels = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
-        return tuple(level(taps[i]) for level, i in zip(levels, self.out_indices, strict=True))
+        return tuple(
+            Unexpanded(level[:-1](taps[i]), level[-1]) if n in unexpanded else level(taps[i])
+            for n, (level, i) in enumerate(zip(levels, self.out_indices, strict=True))
+        )
 
     def _taps(self, x: Tensor) -> dict[int, Tensor]:
         """Return the outputs of the tapped blocks as maps (B, embed_dim, H/patch, W/patch)."""

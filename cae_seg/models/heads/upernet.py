@@ -11,7 +11,7 @@ from mmseg.registry import MODELS
 from torch import Tensor
 
 from cae_seg.models.heads.fast import FastHead
-from cae_seg.models.ops.convolution import conv1x1, conv3x3, conv3x3_of_concatenated
+from cae_seg.models.ops.convolution import Unexpanded, conv1x1, conv3x3, conv3x3_of_concatenated
 from cae_seg.models.ops.precision import product_dtype
 from cae_seg.models.ops.residual import WithGradient, cast_copies
 from cae_seg.models.ops.resize import pyramid_pool, resize_bilinear
@@ -30,7 +30,8 @@ def _finish(module: ConvModule, x: Tensor) -> Tensor:
 class FastUPerHead(FastHead, UPerHead):
     """Unified perceptual parsing head (arXiv:1807.10221) over four maps.
 
-    Takes maps (N, C_i, h_i, w_i), finest first; returns logits (N, classes, h_0, w_0).
+    Takes maps (N, C_i, h_i, w_i), finest first; returns logits (N, classes, h_0, w_0). All maps but
+    the last may be `Unexpanded`.
     """
 
     def psp_forward(self, inputs: list[Tensor]) -> Tensor:
@@ -64,11 +65,17 @@ class FastUPerHead(FastHead, UPerHead):
             )
         return dict(zip(modules, weights, strict=True))
 
-    def _forward_feature(self, inputs: list[Tensor]) -> Tensor:
+    def _mix(self, module: ConvModule, x: Tensor | Unexpanded, kernel: Tensor) -> Tensor:
+        if isinstance(x, Tensor):
+            return conv1x1(x, kernel)
+        always = self.fast_paths["merged_laterals"] == "always"
+        return x.conv1x1(module.conv.weight, kernel, always=always)
+
+    def _forward_feature(self, inputs: list[Tensor | Unexpanded]) -> Tensor:
         inputs = self._transform_inputs(inputs)
         kernels = self._kernels(inputs[-1])
         laterals = [
-            _finish(conv, conv1x1(x, kernels[conv]))
+            _finish(conv, self._mix(conv, x, kernels[conv]))
             for conv, x in zip(self.lateral_convs, inputs[:-1], strict=True)
         ]
         laterals.append(self._pool_context(inputs, kernels))

@@ -1,11 +1,12 @@
 """Convolutions with fewer multiplications or fewer passes over memory.
 
 Exact rearrangements with a deterministic backward, which leave the weights as they are. 1×1
-convolutions and 2×2 transposed ones are single matrix products; 3×3 ones over upsampled maps mix
-channels at the maps' own resolution.
+convolutions and 2×2 transposed ones are single matrix products, and one after the other is a single
+one for both; 3×3 ones over upsampled maps mix channels at the maps' own resolution.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,44 +31,104 @@ class Deconvolution(nn.ConvTranspose2d):
         """Return each pixel spread over 2×2."""
         if not self.fast:
             return super().forward(x)
-        return _Spread.apply(x, self.weight, self.bias, product_dtype(x))
+        return _Spread.apply(x, self.weight, self.bias, None, None, product_dtype(x))
+
+
+class Unexpanded(NamedTuple):
+    """A map (N, C, 2H, 2W) before the deconvolution that makes it: of `x` (N, D, H, W)."""
+
+    x: Tensor
+    deconvolution: Deconvolution
+
+    def conv1x1(self, weight: Tensor, copy: Tensor, *, always: bool) -> Tensor:
+        """Return the 1×1 convolution of the map: (N, K, 2H, 2W).
+
+        Both convolutions are linear: where an image has enough pixels, they are merged to one.
+
+        Args:
+            weight: (K, C, 1, 1); gets the gradient.
+            copy: of `weight`, in the precision of products.
+            always: whether to merge however few pixels there are.
+        """
+        layer, x = self.deconvolution, self.x
+        if not always and x.shape[2] * x.shape[3] < x.shape[1]:
+            return conv1x1(layer(x), copy)
+        matrix = copy.detach().flatten(1)
+        return _Spread.apply(x, layer.weight, layer.bias, weight, matrix, product_dtype(x))
 
 
 class _Spread(torch.autograd.Function):
-    """2×2 transposed convolution of stride 2 as one matrix product; channels last inside."""
+    """2×2 transposed convolution of stride 2 as one matrix product; channels last inside.
+
+    With a 1×1 convolution after it, the product is by the product of both matrices.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return (N, K, 2H, 2W) of x (N, C, H, W), weight (C, K, 2, 2) and bias (K,)."""
-        n, c, h, w = x.shape
-        k = len(bias)
-        rows = x.new_empty(n, h, w, c, dtype=dtype).copy_(x.permute(0, 2, 3, 1)).view(-1, c)
-        matrix = x.new_empty(2, 2, k, c, dtype=dtype).copy_(weight.permute(2, 3, 1, 0)).view(-1, c)
-        shift = x.new_empty(4, k, dtype=dtype).copy_(bias).view(-1)
+    def forward(
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mixing: Tensor | None,
+        copy: Tensor | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """Return (N, K, 2H, 2W).
+
+        Args:
+            ctx: of autograd.
+            x: (N, D, H, W).
+            weight: (D, C, 2, 2).
+            bias: (C,).
+            mixing: of the 1×1 convolution, (K, C, 1, 1); K = C without one.
+            copy: of `mixing`, (K, C) in `dtype`.
+            dtype: of the products.
+        """
+        n, d, h, w = x.shape
+        rows = x.new_empty(n, h, w, d, dtype=dtype).copy_(x.permute(0, 2, 3, 1)).view(-1, d)
+        spread = x.new_empty(2, 2, len(bias), d, dtype=dtype).copy_(weight.permute(2, 3, 1, 0))
+        spread = spread.flatten(0, 1)  # 4, C, D
+        matrix, shift = spread, bias
         with torch.autocast(x.device.type, enabled=False):
-            spread = F.linear(rows, matrix, shift)
-        ctx.save_for_backward(rows, matrix)
+            if mixing is not None:
+                matrix = torch.bmm(copy.expand(4, -1, -1), spread)
+                shift = torch.mv(mixing.flatten(1), bias)
+            k = len(shift)
+            parts = torch.mm(rows, matrix.view(4 * k, d).t())
+        ctx.save_for_backward(rows, matrix, bias, mixing, copy, spread)
         ctx.shape, ctx.dtype = (n, h, w), weight.dtype
-        spread = spread.view(n, h, w, 2, 2, k).transpose(2, 3)
-        return spread.reshape(n, 2 * h, 2 * w, k).permute(0, 3, 1, 2)
+        # The bias comes with the pass that puts the four pixels into their places.
+        out = parts.new_empty(n, h, 2, w, 2, k)
+        torch.add(parts.view(n, h, w, 2, 2, k).transpose(2, 3), shift, out=out)
+        return out.view(n, 2 * h, 2 * w, k).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gather the gradient back; return those of x, weight and bias."""
-        rows, matrix = ctx.saved_tensors
+        """Gather the gradient back; return those of x, weight, bias and mixing."""
+        rows, matrix, bias, mixing, copy, spread = ctx.saved_tensors
         n, h, w = ctx.shape
-        c, k = rows.shape[1], grad.shape[1]
+        d, k = rows.shape[1], grad.shape[1]
         gathered = grad.permute(0, 2, 3, 1).reshape(n, h, 2, w, 2, k).transpose(2, 3)
         gathered = gathered.reshape(-1, 4 * k)  # one row for each input pixel
-        for_x = for_weight = for_bias = None
-        if ctx.needs_input_grad[0]:
-            for_x = (gathered @ matrix).view(n, h, w, c).permute(0, 3, 1, 2)
-        if ctx.needs_input_grad[1]:
-            product = (gathered.t() @ rows).view(2, 2, k, c).permute(3, 2, 0, 1)
+        for_x = for_weight = for_bias = for_mixing = None
+        asks_x, asks_weight, asks_bias, asks_mixing = ctx.needs_input_grad[:4]
+        if asks_x:
+            for_x = (gathered @ matrix.view(4 * k, d)).view(n, h, w, d).permute(0, 3, 1, 2)
+        if asks_weight or asks_mixing:
+            for_matrix = (gathered.t() @ rows).view(4, k, d)
+        if asks_bias or asks_mixing:
+            for_shift = gathered.view(-1, k).sum(0, dtype=ctx.dtype)
+        if asks_mixing:
+            mixed = torch.bmm(for_matrix, spread.transpose(1, 2)).sum(0, dtype=ctx.dtype)
+            for_mixing = torch.addr(mixed, for_shift, bias).view_as(mixing)
+        if asks_weight:
+            if mixing is not None:
+                for_matrix = torch.bmm(copy.t().expand(4, -1, -1), for_matrix)
+            product = for_matrix.view(2, 2, -1, d).permute(3, 2, 0, 1)
             for_weight = product.new_empty(product.shape, dtype=ctx.dtype).copy_(product)
-        if ctx.needs_input_grad[2]:
-            for_bias = gathered.view(-1, k).sum(0, dtype=ctx.dtype)
-        return for_x, for_weight, for_bias, None
+        if asks_bias:
+            for_bias = for_shift if mixing is None else torch.mv(mixing.flatten(1).t(), for_shift)
+        return for_x, for_weight, for_bias, for_mixing, None, None
 
 
 def conv1x1(x: Tensor, weight: Tensor) -> Tensor:
