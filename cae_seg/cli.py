@@ -491,7 +491,7 @@ def _export(options: argparse.Namespace) -> None:
 def _add_collect_run(commands: Any) -> None:
     parser = _add(commands, "collect-run", _collect_run, "take a run that trained with others")
     parser.add_argument("work_dir", type=Path, help="of the run")
-    parser.add_argument("--report", type=output_file, required=True, help="of the runs")
+    parser.add_argument("--report", type=Path, required=True, help="of the runs")
     parser.add_argument("--out", type=output_file, required=True, help="metadata of the run")
 
 

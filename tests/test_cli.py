@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -71,7 +72,18 @@ def test_a_report_of_runs_is_a_file(report: str, tmp_path) -> None:
     (tmp_path / "folder").mkdir()
     answer = run("collect-run", "work", "--report", report, "--out", "run.json", cwd=tmp_path)
     assert answer.returncode == 2
-    assert "--report" in answer.stderr
+    assert "is not a regular file" in answer.stderr
+
+
+def test_a_failed_run_leaves_the_report_to_the_others(tmp_path) -> None:
+    report = {"runs": [{"work_dir": "work", "identity": None, "error": "the loss is NaN"}]}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    answer = run(
+        *("collect-run", "work", "--report", "report.json", "--out", "run.json"), cwd=tmp_path
+    )
+    assert answer.returncode == 2
+    assert "the loss is NaN" in answer.stderr
+    assert (tmp_path / "report.json").exists()
 
 
 def test_an_option_without_value_is_named() -> None:

@@ -33,9 +33,6 @@ def report_of(work: WorkDir, identity: str | None, error: str | None) -> dict[st
 def collect_run(work_dir: Path, report: Path, run_file: Path) -> None:
     """Write the outputs of one of several runs that trained together.
 
-    Where there are none, the report is removed, so that the next start trains again. A file that
-    is no report is left alone.
-
     Args:
         work_dir: of the run.
         report: of all runs, as `cae-seg train --report` writes it.
@@ -49,7 +46,6 @@ def collect_run(work_dir: Path, report: Path, run_file: Path) -> None:
     if summary is not None and work.config.is_file():
         write_outputs(work, run_file, summary, "")
         return
-    report.unlink(missing_ok=True)
     raise UserError(
         found.get("error") or f"{work_dir}: holds no finished run; the same command trains it again"
     )

@@ -219,8 +219,23 @@ def recipes_together(wildcards) -> list[str]:
 
 def report_together(wildcards) -> str:
     """Return the report on the rows that a row trains together with."""
-    first = TOGETHER[wildcards.experiment][0]
-    return str(SHEET.run_dir(first.name, int(wildcards.seed)) / "together.json")
+    return str(report_on(TOGETHER[wildcards.experiment], int(wildcards.seed)))
+
+
+def report_on(rows: tuple[Experiment, ...], seed: int) -> Path:
+    """Return where the report on rows that train together is."""
+    return SHEET.run_dir(rows[0].name, seed) / "together.json"
+
+
+def forget_failed_reports() -> None:
+    """Remove the reports on rows of which one has no result, so that the next start trains it.
+
+    Not before the end of the workflow: the other rows need their report until then.
+    """
+    for rows in TOGETHER.values():
+        for seed in rows[0].seeds:
+            if not all(RunDir(SHEET.run_dir(found.name, seed)).finished for found in rows):
+                report_on(rows, seed).unlink(missing_ok=True)
 
 
 def device_options(wildcards, resources) -> list[str]:

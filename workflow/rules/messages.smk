@@ -46,5 +46,6 @@ def end_live_lines() -> None:
 
 onerror:
     end_live_lines()
+    forget_failed_reports()
     command = shlex.join(["snakemake", *sys.argv[1:]])
     logger.error("\n".join(failure_summary(SHEET, f"`{command}`")))
