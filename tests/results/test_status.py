@@ -34,8 +34,8 @@ def sheet(tmp_path):
     stop = event_line("stop", 80, late=0.1)
     write_lines(sheet.run_dir("stopped", 0) / "work/metrics.jsonl", [stop])
     finish_run(start_run(sheet.run_dir("trained", 0), "trained"))
-    with pytest.raises(UserError), recording_failure(sheet.run_dir("broke", 0) / "work"):
-        raise UserError("checkpoints/a.pth: no such file\nmore")
+    with pytest.raises(RuntimeError), recording_failure(sheet.run_dir("broke", 0) / "work"):
+        raise RuntimeError("checkpoints/a.pth: no such file\nmore")
     return sheet
 
 
