@@ -23,6 +23,7 @@ PARTS = (
 )
 LONGEST_SECONDS = 7000.0  # guards against hanging
 PROFILES = ("local", "slurm", "demo")
+OF_MAKE = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")  # of the `make` that tests run under
 FOR_MAKE = (
     *("Makefile", "requirements.txt", "pyproject.toml", "mkdocs.yml"),
     *("README.md", "CHANGELOG.md", "docs", "tools"),
@@ -112,8 +113,9 @@ class Checkout:
         home = self.path / "home"
         home.mkdir(exist_ok=True)
         folders = [self.path / "bin", Path(sys.executable).parent, os.environ["PATH"]]
+        inherited = {key: text for key, text in os.environ.items() if key not in OF_MAKE}
         return {
-            **os.environ,
+            **inherited,
             "HOME": str(home),
             "XDG_CONFIG_HOME": str(home / ".config"),
             "PYTHONPATH": str(self.path),

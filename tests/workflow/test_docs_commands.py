@@ -245,7 +245,12 @@ def look_at(copy: Checkout, command: str) -> str:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
-        wait_until(f"{command} prints a line", lambda: "\n" in output.read_text(), during=process)
+        shown = r"http://\S+\n" if serves else "\n"
+        wait_until(
+            f"{command} prints {shown!r}",
+            lambda: re.search(shown, output.read_text()),
+            during=process,
+        )
         if serves:
             address = re.search(r"http://\S+", output.read_text())[0]
             assert f":{port}/" in address
