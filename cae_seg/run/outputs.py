@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_json, atomic_write_text, read_json_object
+from cae_seg.files import atomic_write_json, atomic_write_text
+from cae_seg.run.schemas import JointReport, read_checked
 from cae_seg.run.work_dir import WorkDir
 
 
@@ -41,7 +42,9 @@ def collect_run(work_dir: Path, report: Path, run_file: Path) -> None:
     Raises:
         UserError: the run failed, or is not whole; or the report is none.
     """
-    found, work = _reported(report).get(str(work_dir), {}), WorkDir(work_dir)
+    runs = read_checked(report, JointReport, "no report of runs that trained together; remove it")
+    known = {run["work_dir"]: run for run in runs["runs"]}
+    found, work = known.get(str(work_dir), {}), WorkDir(work_dir)
     summary = work.summary(found.get("identity") or "")
     if summary is not None and work.config.is_file():
         write_outputs(work, run_file, summary, "")
@@ -49,12 +52,3 @@ def collect_run(work_dir: Path, report: Path, run_file: Path) -> None:
     raise UserError(
         found.get("error") or f"{work_dir}: holds no finished run; the same command trains it again"
     )
-
-
-def _reported(report: Path) -> dict[str, dict[str, Any]]:
-    runs = read_json_object(report).get("runs")
-    if not isinstance(runs, list) or not all(
-        isinstance(run, dict) and isinstance(run.get("work_dir"), str) for run in runs
-    ):
-        raise UserError(f"{report}: is no report of runs that trained together; remove it")
-    return {run["work_dir"]: run for run in runs}

@@ -93,6 +93,20 @@ class RunMetadata(_Shape):
     evaluations: list[dict[str, Any]] = []
 
 
+class JointRun(_Shape):
+    """How one of several runs that trained together has ended."""
+
+    work_dir: str
+    identity: str | None = None
+    error: str | None = None
+
+
+class JointReport(_Shape):
+    """What `cae-seg train --report` writes of all of them."""
+
+    runs: list[JointRun]
+
+
 class ClassScore(_Shape):
     """One class of an evaluation; null where it does not occur."""
 
