@@ -33,7 +33,7 @@ from cae_seg.engine.runner import ExactRunner
 from cae_seg.engine.session import Session
 from cae_seg.engine.weights import load_weights
 from cae_seg.errors import UserError
-from cae_seg.files import atomic_write_json, atomic_writer, sha256_file
+from cae_seg.files import atomic_write_json, atomic_writer
 from cae_seg.progress import run_label
 from cae_seg.run import provenance
 from cae_seg.run.deadline import StopSignal
@@ -77,7 +77,8 @@ def _evaluate(job: EvaluateJob, device: torch.device, stop: StopSignal, folder: 
     if _wants_labels(job):
         _write_labels(job.out, labels)
     if is_main_process():
-        metrics = _metrics(job, config, runner, time.monotonic() - begin)
+        seconds = time.monotonic() - begin
+        metrics = _metrics(job, config, runner, known.weights_sha256, seconds)
         known.keep(metrics)
         _report(job, metrics)
     return DONE
@@ -150,7 +151,7 @@ def _test_config(config: Config) -> Config:
 
 
 def _metrics(
-    job: EvaluateJob, config: Config, runner: ExactRunner, seconds: float
+    job: EvaluateJob, config: Config, runner: ExactRunner, weights_sha256: str, seconds: float
 ) -> dict[str, Any]:
     dataset, metric = runner.test_dataloader.dataset, _metric(runner)
     found = metric.scores
@@ -169,7 +170,7 @@ def _metrics(
         "confusion": [" ".join(map(str, row)) for row in metric.counts.tolist()],
         "images": len(dataset),
         "seconds": seconds,
-        "weights_sha256": sha256_file(job.weights),
+        "weights_sha256": weights_sha256,
         "config_sha256": digest({"model": config.model, "data": config.val_dataloader.dataset}),
         "data_fingerprint": load_manifest(job.data).fingerprint if job.data else None,
         "aug_test": job.aug_test,
