@@ -93,7 +93,7 @@ def _watch(training: subprocess.Popen, metrics: Path) -> Iterator[Iteration]:
     """Yield the times that training has taken whenever an iteration is over."""
     process, seen = psutil.Process(training.pid), 0
     while training.poll() is None:
-        time.sleep(0.02)
+        time.sleep(0.05)
         done = len(read_history(metrics).train) if metrics.exists() else 0
         if done > seen:
             seen = done
