@@ -108,6 +108,14 @@ class Executor(parent.Executor):
         settings, nodes = self.workflow.executor_settings, self._failed_nodes
         return get_submit_command(job, params, settings, nodes) + set_gres_string(job)
 
+    def additional_general_args(self) -> str:
+        """Return what else the Snakemake of a job is called with.
+
+        What a failed job wrote is removed where the workflow runs, not on the node: one that SLURM
+        gave up may still be at work, and would remove what the job's next attempt has written.
+        """
+        return f"{super().additional_general_args()} --keep-incomplete"
+
     def get_account_arg(self, job: JobExecutorInterface):
         """Yield the option for the job's account, which the parent would ask the accounting for.
 

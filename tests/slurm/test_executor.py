@@ -46,6 +46,7 @@ def test_the_installed_parent_is_the_pinned_one():
         (parent.Executor.run_job, ["self", "job"]),
         (parent.Executor.get_partition_arg, ["self", "job"]),
         (parent.Executor.get_account_arg, ["self", "job"]),
+        (parent.Executor.additional_general_args, ["self"]),
         (parent.Executor.check_active_jobs, ["self", "active_jobs"]),
         (parent.Executor.cancel_jobs, ["self", "active_jobs"]),
         (parent.Executor.__post_init__, ["self", "test_mode"]),

@@ -6,14 +6,17 @@ They wait at a gate (`gate.py`) for what happens to them, so no step depends on 
 machine is.
 """
 
+import contextlib
 import csv
 import os
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import psutil
 import pytest
 from cluster import Cluster, start, stop
 from gate import START
@@ -270,14 +273,25 @@ def test_a_killed_run_repeats_at_most_a_checkpoint_interval_a_time(failed, name)
     assert failed.run(name).repeated() <= INTERVAL * (attempts - 1)
 
 
-def test_a_node_that_stops_answering_while_its_processes_live_costs_no_retry(site, baseline):
-    """The node's daemon is stopped, so that SLURM starts the job elsewhere and kills nothing."""
-    sheet = site.sheet("cut_off", {"cut_off": {}})
-    run = site.run(sheet, "cut_off")
+@dataclass
+class CutOff:
+    """A run at its gate on a node that SLURM lost; its next attempt gave way to it."""
+
+    run: Run
+    workflow: subprocess.Popen
+    on_node: psutil.Process  # the Snakemake that runs the job
+
+
+@contextlib.contextmanager
+def cut_off(site: Site, name: str) -> Iterator[CutOff]:
+    """Stop the daemon of a run's node, so that SLURM starts the job elsewhere and kills nothing."""
+    sheet = site.sheet(name, {name: {}})
+    run = site.run(sheet, name)
     run.hold(INTERVAL + 3)
     process = site.snakemake(sheet, "--retries", "0")
     wait_until("the run is at its gate", lambda: run.held, during=process)
-    job = site.job("cut_off")
+    on_node = run.processes()[0].parent()
+    job = site.job(name)
     node = site.ask("squeue", "--noheader", "--format=%N", f"--jobs={job}")
     change = ("scontrol", "update", f"NodeName={node}")
     daemon = Cluster(site.cluster).pid(f"slurmd-{node}")
@@ -287,14 +301,33 @@ def test_a_node_that_stops_answering_while_its_processes_live_costs_no_retry(sit
         returns = "the SLURM job returns to the queue"
         wait_until("the next attempt gives way", lambda: returns in run.log(), during=process)
         assert run.held  # by the process on the lost node
-        run.release()
-        assert finish(process, site, sheet) == 0, site.output(sheet)[-3000:]
+        yield CutOff(run, process, on_node)
     finally:
         os.kill(daemon, signal.SIGCONT)
         site.ask(*change, "State=RESUME")
-    assert run.repeated() == 0
-    assert run.json("run.json")["attempts"] == 1
-    assert_same_results(run, baseline)
+
+
+def test_a_node_that_stops_answering_while_its_processes_live_costs_no_retry(site, baseline):
+    with cut_off(site, "cut_off") as lost:
+        lost.run.release()
+        assert finish(lost.workflow, site, "cut_off.yaml") == 0
+    assert lost.run.repeated() == 0
+    assert lost.run.json("run.json")["attempts"] == 1
+    assert_same_results(lost.run, baseline)
+
+
+def test_a_job_that_fails_late_on_a_lost_node_removes_no_results(site, baseline):
+    with cut_off(site, "late") as lost:
+        lost.on_node.suspend()  # it sees the end of its run when the next attempt is over
+        for process in lost.on_node.children(recursive=True):
+            process.kill()
+        lost.run.release()
+        assert finish(lost.workflow, site, "late.yaml") == 0
+        lost.on_node.resume()
+        wait_until("the job on the lost node ends", lambda: not lost.on_node.is_running())
+    assert lost.run.json("run.json")["attempts"] == 2
+    assert lost.run.repeated() <= INTERVAL
+    assert_same_results(lost.run, baseline)
 
 
 @pytest.mark.parametrize("sheet", ROWS)
