@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import signal
 import sqlite3
 from pathlib import Path
@@ -130,11 +131,11 @@ class Run:
 
     def processes(self) -> list[psutil.Process]:
         """Return the launcher and the ranks that work on this run, parents first."""
-        mark = f"{self.path.name}"
         found = []
         for process in psutil.process_iter(["cmdline", "cwd"]):
             words = " ".join(process.info["cmdline"] or [])
-            if "cae-seg train" in words and f"{self.path.parent.name}/{mark}/work" in words:
+            given = re.search(r"cae-seg train .*--work-dir=(\S+)", words)
+            if given and Path(process.info["cwd"] or "", given[1]) == self.work:
                 found.append(process)
         return found
 

@@ -6,6 +6,7 @@ not its moments. `make chaos` draws CAE_SEG_CHAOS of them, `make test` runs a sh
 
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -93,10 +94,11 @@ def ask_to_stop(scene: Scene) -> None:
 
 def kill_batch_shell(scene: Scene) -> None:
     job = scene.site.job("chaos")
+    spool = re.compile(rf"{scene.site.cluster}/.*/job{job.zfill(5)}/slurm_script")
     shells = [
         process
         for process in psutil.process_iter(["cmdline"])
-        if f"job{job.zfill(5)}/slurm_script" in " ".join(process.info["cmdline"] or [])
+        if spool.search(" ".join(process.info["cmdline"] or []))
     ]
     send(shells if job else [], signal.SIGKILL)
 
