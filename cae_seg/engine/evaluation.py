@@ -7,7 +7,6 @@ same numbers for the same weights.
 import copy
 import logging
 import pickle
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from cae_seg.files import atomic_write_json, atomic_writer
 from cae_seg.progress import run_label
 from cae_seg.run import provenance
 from cae_seg.run.deadline import StopSignal
+from cae_seg.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ def evaluate(job: EvaluateJob, device: torch.device, stop: StopSignal) -> int:
         UserError: a mistake of the user's.
         Interrupted: a signal asked to.
     """
-    with tempfile.TemporaryDirectory(prefix="cae-seg-") as folder:
-        return _evaluate(job, device, stop, Path(folder))
+    with scratch_folder() as folder:
+        return _evaluate(job, device, stop, folder)
 
 
 def _evaluate(job: EvaluateJob, device: torch.device, stop: StopSignal, folder: Path) -> int:

@@ -16,18 +16,19 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from cae_seg.crash import report_traceback
 from cae_seg.engine.job import CRASHED, STOPPED, USER_ERROR, EvaluateJob, Job, JointJob, TrainJob
 from cae_seg.errors import UserError
 from cae_seg.launch import rank
 from cae_seg.launch.gpus import acquire_gpus
-from cae_seg.launch.scratch import scratch_folder
 from cae_seg.launch.slurm import allocated_nodes, requeue_if_advanced, requeue_job
 from cae_seg.machine import Placement, count_gpus, place
 from cae_seg.run.deadline import StopSignal, stop_on_signals
 from cae_seg.run.failure import recording_failure
 from cae_seg.run.work_dir import LOCK_SECONDS, Busy, WorkDir
+from cae_seg.scratch import scratch_folder
 
 logger = logging.getLogger(__name__)
 
@@ -202,7 +203,7 @@ def _launch_ranks(job: Job, placement: Placement) -> int:
         )
         stop = StopSignal()
         with stop_on_signals(stop):
-            exits = _run_agent(job, placement, stop)
+            exits = _run_agent(job, placement, stop, folder / "torchrun")
         return _verdict(rank.read_outcomes(folder), exits, stop, placement)
 
 
@@ -212,7 +213,7 @@ def _encoded(job: Job) -> str:
     return encode(job)
 
 
-def _run_agent(job: Job, placement: Placement, stop: StopSignal) -> dict[int, int]:
+def _run_agent(job: Job, placement: Placement, stop: StopSignal, log_dir: Path) -> dict[int, int]:
     """Run torchrun's agent in a second thread; return the exit codes of failed ranks.
 
     In the main thread the agent would take the signals for itself, kill the ranks after 30
@@ -226,7 +227,7 @@ def _run_agent(job: Job, placement: Placement, stop: StopSignal) -> dict[int, in
 
     def agent() -> None:
         try:
-            _elastic(job, placement)
+            _elastic(job, placement, log_dir)
         except ChildFailedError as error:
             exits.update({rank: failure.exitcode for rank, failure in error.failures.items()})
         except Exception as error:
@@ -240,7 +241,8 @@ def _run_agent(job: Job, placement: Placement, stop: StopSignal) -> dict[int, in
     return exits
 
 
-def _elastic(job: Job, placement: Placement) -> None:
+def _elastic(job: Job, placement: Placement, log_dir: Path) -> None:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     endpoint = os.environ.get(ENDPOINT)
@@ -254,6 +256,7 @@ def _elastic(job: Job, placement: Placement) -> None:
         rdzv_configs={"timeout": 900, **({"is_host": False} if endpoint else {})},
         max_restarts=0,
         local_addr=None if endpoint else "localhost",
+        logs_specs=DefaultLogsSpecs(str(log_dir)),
     )
     elastic_launch(config, sys.executable)("-m", "cae_seg.launch.rank")
 

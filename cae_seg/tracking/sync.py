@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -21,6 +20,7 @@ from cae_seg.files import atomic_write_json, read_note
 from cae_seg.locks import FileLock
 from cae_seg.redaction import redact_uri
 from cae_seg.run.paths import METADATA, RUN, MetricsHistory, RunDir, find_runs, open_run
+from cae_seg.scratch import scratch_folder
 from cae_seg.tracking import artifacts
 from cae_seg.tracking.describe import (
     BEGUN,
@@ -326,12 +326,14 @@ class RunSync:
         return len(new)
 
     def _send_files(self, metadata: dict[str, Any], metrics: dict[str, Any] | None) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            artifacts.gather(self.run, metadata, metrics, Path(folder))
+        with scratch_folder() as scratch:
+            folder = scratch / "artifacts"
+            folder.mkdir()
+            artifacts.gather(self.run, metadata, metrics, folder)
             weights = self.run.work.weights
             if self.run.finished and weights.is_file():
-                write_model(weights, Path(folder) / NAME)
-            self._artifacts().log_artifacts(folder)
+                write_model(weights, folder / NAME)
+            self._artifacts().log_artifacts(str(folder))
 
     def _artifacts(self) -> Any:
         """Return where MLflow keeps this run's files."""

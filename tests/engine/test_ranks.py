@@ -87,3 +87,18 @@ def test_augmented_evaluation_is_the_same_on_two_ranks(undisturbed, tmp_path):
     one, other = (json.loads(each.out.read_text()) for each in (job, two))
     assert one["aug_test"] is other["aug_test"] is True
     assert one["per_class"] == other["per_class"]
+
+
+def test_ranks_leave_nothing_in_the_temporary_folder(undisturbed, tmp_path, monkeypatch):
+    job = EvaluateJob(
+        config=undisturbed.config,
+        weights=undisturbed.work_dir / "weights.pth",
+        data=undisturbed.data,
+        device="cpu",
+        gpus=2,
+        seed=1,  # another run's: else its scores are known
+    )
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert launch_evaluate(job) == DONE
+    assert not list(tmp_path.iterdir())

@@ -12,13 +12,13 @@ import torch
 from cae_seg.errors import UserError
 from cae_seg.files import sha256_file
 from cae_seg.launch.retry import final_errors
-from cae_seg.launch.scratch import scratch_folder
 from cae_seg.run.checkpoints import Checkpoints
 from cae_seg.run.deadline import StopSignal
 from cae_seg.run.logs import configure_logging
 from cae_seg.run.metrics_log import MetricsLogger
 from cae_seg.run.paths import read_history
 from cae_seg.run.work_dir import SCHEMA, Busy, WorkDir
+from cae_seg.scratch import scratch_folder
 
 MINE, OTHER = "a" * 64, "b" * 64
 

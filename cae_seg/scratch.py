@@ -1,4 +1,4 @@
-"""Temporary folders of launchers, those of killed ones removed."""
+"""Temporary folders, those of killed processes removed."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ _YOUNG = 60.0  # s; the owner of a younger folder may not have locked it yet
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Make a temporary folder, and remove those whose launchers were killed."""
+    """Make a temporary folder, and remove those whose processes were killed."""
     _sweep(Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, filelock.FileLock(_lock(Path(name))):
         yield Path(name)
