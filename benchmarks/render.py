@@ -17,9 +17,9 @@ process, after a warm-up; medians. **Counted** sections run nothing on a GPU. Th
 operation of torch with fake tensors on a CUDA device that need not exist, and count what would be
 launched, read, written and waited for; training under fp16 autocast, evaluation in fp32. No figure
 is an estimate, and no time on a GPU has been measured yet: what a count says about speed there is
-an inference. The timed CPU sections, except those of a busy machine, were measured before the fused
-transformer blocks, the loss in fewer passes and the resizing by bands, and with an attention for
-CPUs that is gone (see their dates); they have not been repeated since.
+an inference. The timed CPU sections of 24 November, except those of a busy machine, were measured
+before the fused transformer blocks, the loss in fewer passes and the resizing by bands, and with an
+attention for CPUs that is gone; they have not been repeated since.
 
 **Stock** is what one would run otherwise, with the published settings: mmsegmentation's
 `EncoderDecoder`, `UPerHead`, `FCNHead`, its BEiT attention (scores, bias and soft-max as tensors),

@@ -21,9 +21,17 @@ ROWS = {
         "learning_rate": "1e-3",
         "cfg_options": {"model.frozen": True, "optim_wrapper.optimizer.weight_decay": 0.5},
     },
-    "linear": {
+    "fcn": {
         "learning_rate": "1e-3",
         "cfg_options": {"model.frozen": True, "model.head": "fcn"},
+    },
+    "linear": {
+        "learning_rate": "1e-3",
+        "cfg_options": {"model.frozen": True, "model.head": "linear"},
+    },
+    "linear_4": {
+        "learning_rate": "1e-3",
+        "cfg_options": {"model.frozen": True, "model.head": "linear_4"},
     },
 }
 ITERATIONS = 6
@@ -90,10 +98,13 @@ def alone(config, manifest, tmp_path_factory):
 def passes(monkeypatch):
     """The passes of the backbone, counted."""
     counted = []
-    compute = Frozen._compute
-    monkeypatch.setattr(
-        Frozen, "_compute", lambda self, x: (counted.append(tuple(x.shape)), compute(self, x))[1]
-    )
+    compute = Frozen.compute
+
+    def counting(self, x, taps=None):
+        counted.append(tuple(x.shape))
+        return compute(self, x, taps)
+
+    monkeypatch.setattr(Frozen, "compute", counting)
     return counted
 
 
@@ -113,9 +124,18 @@ def test_the_backbone_computes_once_for_all(make_row, passes):
     assert len(passes) == one
 
 
+def test_heads_that_read_other_blocks_share_the_pass(make_row, passes):
+    assert launch_train(make_row("linear", "alone")) == DONE
+    one = len(passes)
+    passes.clear()
+    jobs = tuple(make_row(row, "together") for row in ("linear", "linear_4", "fcn"))
+    assert launch_together(JointJob(jobs)) == DONE
+    assert len(passes) == one
+
+
 @pytest.mark.parametrize("looks", [3, 20, 30])
 def test_runs_that_were_stopped_continue_together(make_row, alone, looks):
-    jobs = {row: make_row(row, "stopped") for row in ("slow", "fast", "linear")}
+    jobs = {row: make_row(row, "stopped") for row in ("slow", "linear", "linear_4")}
     together = JointJob(tuple(jobs.values()))
     assert rank.run(together, "cpu", StopAfter(looks)) == STOPPED
     assert launch_together(together) == DONE

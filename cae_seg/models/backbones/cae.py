@@ -243,22 +243,22 @@ class CAE(FilledFromCheckpoint, BaseModule):
             x: the images.
             unexpanded: levels, of those in `deconvolved`, to leave before their deconvolution.
         """
-        taps = self._taps(x)
+        taps = self._taps(x, self.out_indices)
         levels = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
         return tuple(
             Unexpanded(level[:-1](taps[i]), level[-1]) if n in unexpanded else level(taps[i])
             for n, (level, i) in enumerate(zip(levels, self.out_indices, strict=True))
         )
 
-    def _taps(self, x: Tensor) -> dict[int, Tensor]:
-        """Return the outputs of the tapped blocks as maps (B, embed_dim, H/patch, W/patch)."""
+    def _taps(self, x: Tensor, indices: Sequence[int]) -> dict[int, Tensor]:
+        """Return the outputs of blocks as maps (B, embed_dim, H/patch, W/patch)."""
         x = self.patch_embed(x)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # B, 1 + patches, C
         if self.pos_embed is not None:
             x = x + self.pos_embed
         x = self.pos_drop(x)
         shared = self._shared_bias(x)
-        blocks = self.blocks[: max(self.out_indices) + 1]
+        blocks = self.blocks[: max(indices) + 1]
         operands = [None] * len(blocks)
         if all(block.fits(x) for block in blocks):
             operands = operands_of(blocks, x)
@@ -268,7 +268,7 @@ class CAE(FilledFromCheckpoint, BaseModule):
                 x = checkpoint(block, x, shared, operands[i], use_reentrant=False)
             else:
                 x = block(x, shared, operands[i])
-            if i in self.out_indices:
+            if i in indices:
                 taps[i] = self.norm(x[:, 1:]).transpose(1, 2).unflatten(2, self.grid_size)
         return taps
 
@@ -293,8 +293,12 @@ class CAEBlocks(CAE):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the tapped blocks' maps of images (B, in_chans, H, W)."""
-        taps = self._taps(x)
-        return tuple(taps[i] for i in self.out_indices)
+        return self.forward_taps(x, self.out_indices)
+
+    def forward_taps(self, x: Tensor, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return the maps of other blocks than its own taps."""
+        taps = self._taps(x, indices)
+        return tuple(taps[i] for i in indices)
 
 
 def _block(

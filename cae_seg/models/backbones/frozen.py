@@ -1,6 +1,6 @@
 """A backbone that is not trained, and what several models over the same one share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,12 +41,25 @@ class Frozen(BaseModule):
         self.body.eval()
         return self
 
+    @property
+    def taps(self) -> tuple[int, ...] | None:
+        """Which of its features the maps are; None where the backbone gives no others."""
+        taps = tuple(self.body.out_indices) if hasattr(self.body, "forward_taps") else ()
+        return taps if taps and min(taps) >= 0 else None
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the backbone's maps, detached."""
-        return self._compute(x) if self.maps is None else self.maps.of(x, self._compute)
+        return self.compute(x) if self.maps is None else self.maps.of(x, self)
+
+    def compute(self, x: Tensor, taps: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+        """Return the backbone's own maps, or those of `taps`, in one pass and detached."""
+        with torch.no_grad():
+            return tuple(self.body(x) if taps is None else self.body.forward_taps(x, taps))
 
     def share(self, other: "Frozen") -> bool:
         """Use another one's weights, and the maps that either has computed.
+
+        The two may have different taps, where the backbone gives any.
 
         Args:
             other: on the same device.
@@ -55,7 +68,7 @@ class Frozen(BaseModule):
             Whether it is the same backbone, to the bit; nothing is shared otherwise.
         """
         mine, theirs = (frozen.body.state_dict() for frozen in (self, other))
-        if self._config != other._config or mine.keys() != theirs.keys():
+        if self._but_for_taps() != other._but_for_taps() or mine.keys() != theirs.keys():
             return False
         if not all(torch.equal(mine[name], theirs[name]) for name in mine):
             return False
@@ -63,11 +76,12 @@ class Frozen(BaseModule):
         for own, shared in pairs:
             own.data = shared.data
         self.maps = other.maps = other.maps or SharedMaps()
+        self.maps.taps.update(self.taps or (), other.taps or ())
         return True
 
-    def _compute(self, x: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad():
-            return tuple(self.body(x))
+    def _but_for_taps(self) -> dict[str, Any]:
+        drop = () if self.taps is None else ("out_indices",)
+        return {key: value for key, value in self._config.items() if key not in drop}
 
 
 class SharedMaps:
@@ -75,30 +89,37 @@ class SharedMaps:
 
     An input is recognised by its values, and each model gets a copy of the maps, which its head
     may change in place: every model has what it would have computed alone.
+
+    Attributes:
+        taps: those of all models; empty where the backbone always gives the same maps.
     """
 
     def __init__(self) -> None:
-        self._kept: list[tuple[Tensor, Any, tuple[Tensor, ...]]] = []
+        self.taps: set[int] = set()
+        self._kept: list[tuple[Tensor, Any, dict[int, Tensor]]] = []
         self._next = 0
 
     def forget(self) -> None:
         """Drop everything: other inputs follow."""
         self._kept, self._next = [], 0
 
-    def of(self, x: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """Return the maps of `x`, from `compute` unless they are kept."""
+    def of(self, x: Tensor, backbone: Frozen) -> tuple[Tensor, ...]:
+        """Return a model's maps of `x`, computed by its backbone unless they are kept."""
         mode, count = _mode(x), len(self._kept)
+        wanted = backbone.taps or ()
         for number in range(count):
             place = (self._next + number) % count  # models ask in one order
             known, its_mode, maps = self._kept[place]
-            if mode == its_mode and torch.equal(x, known):
+            if mode == its_mode and maps.keys() >= set(wanted) and torch.equal(x, known):
                 self._next = place + 1
                 break
         else:
-            maps = compute(x)
+            taps = sorted(self.taps)
+            found = backbone.compute(x, taps or None)
+            maps = dict(zip(taps or range(len(found)), found, strict=True))
             self._kept.append((x, mode, maps))
             self._next = 0
-        return tuple(found.clone() for found in maps)
+        return tuple(maps[tap].clone() for tap in wanted or maps)
 
 
 def _mode(x: Tensor) -> Any:

@@ -271,9 +271,19 @@ class TimmModel(FilledFromCheckpoint, BaseModule):
                 parameter.requires_grad_(False)
         self.architecture = _architecture(self)
 
+    @property
+    def out_indices(self) -> tuple[int, ...]:
+        """Which features are tapped."""
+        return self.taps.indices
+
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the maps of the taps."""
-        return tuple(_run(self.model, self._pad(x), self.taps))
+        return self.forward_taps(x, self.out_indices)
+
+    def forward_taps(self, x: Tensor, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return the maps of other taps than its own, none of them behind its last one."""
+        taps = dataclasses.replace(self.taps, indices=tuple(indices))
+        return tuple(_run(self.model, self._pad(x), taps))
 
     def layer_ids(self) -> dict[str, int]:
         """Return the layer of each parameter for the decay of learning rates, the stem's being 0.
