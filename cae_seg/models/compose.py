@@ -63,6 +63,10 @@ def compose_model(
         _set_head(model, head or "upernet", maps)
     elif head is not None and not (head == "upernet" and _has_upernet(model)):
         _set_head(model, head, _maps_of(model, _taps(head)))
+    elif frozen and model["backbone"]["type"] == "CAE":
+        # No pretraining fills its pyramid, which is trained then, as a neck.
+        norm = model["decode_head"].get("norm_cfg") or {"type": "SyncBN"}
+        model["neck"] = _pyramid(_maps_of(model, None), {"norm_cfg": norm})
     if frozen and model["backbone"]["type"] != "Frozen":
         init_cfg = model["backbone"].pop("init_cfg", None)
         model["backbone"] = {"type": "Frozen", "backbone": model["backbone"]}

@@ -25,6 +25,22 @@ def test_timm_model_and_head_replace_the_config_s_own():
         assert model(torch.zeros(1, 3, 96, 96)).shape[:2] == (1, 150)
 
 
+def test_what_no_pretraining_fills_is_trained_over_a_frozen_cae(tmp_path):
+    checkpoint = tmp_path / "cae.pth"
+    options = {"model.frozen": True}
+    model = build_model(load_config(DEMO, options), 0, start=True).train()
+    torch.save({"model": model.backbone.body.state_dict()}, checkpoint)
+    config = load_config(DEMO, options | {"model.pretrained": str(checkpoint)})
+    model = build_model(config, 0, start=True).train()
+    assert not model.backbone.pretrained_report.initialised
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"neck", "decode_head", "auxiliary_head"}
+    pyramid = build_model(load_config(DEMO, {}), 0, start=True).backbone.fpn1
+    assert [m.weight.shape for m in (model.neck.upsample_4x[0], model.neck.upsample_4x[3])] == [
+        m.weight.shape for m in (pyramid[0], pyramid[3])
+    ]
+
+
 OWN_HEAD = """
 model = dict(
     decode_head=dict(type="FCNHead", in_channels=7, in_index=1, channels=8, num_classes=21),

@@ -128,7 +128,7 @@ def test_heads_that_read_other_blocks_share_the_pass(make_row, passes):
     assert launch_train(make_row("linear", "alone")) == DONE
     one = len(passes)
     passes.clear()
-    jobs = tuple(make_row(row, "together") for row in ("linear", "linear_4", "fcn"))
+    jobs = tuple(make_row(row, "together") for row in ("slow", "linear", "linear_4", "fcn"))
     assert launch_together(JointJob(jobs)) == DONE
     assert len(passes) == one
 
