@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkouts import OF_MAKE
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,7 +68,8 @@ def installed(bin_, folder: Path, *arguments: str) -> list[str]:
     (environment / "python").write_text('#!/bin/bash\necho "$@" >> pip.txt\n')
     (environment / "python").chmod(0o755)
     command = ["make", "install", *arguments]
-    subprocess.run(command, cwd=folder, env=os.environ | {"PATH": str(bin_)}, check=True)
+    inherited = {key: text for key, text in os.environ.items() if key not in OF_MAKE}
+    subprocess.run(command, cwd=folder, env=inherited | {"PATH": str(bin_)}, check=True)
     return (folder / "pip.txt").read_text().splitlines()
 
 
