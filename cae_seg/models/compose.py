@@ -63,10 +63,9 @@ def compose_model(
         _set_head(model, head or "upernet", maps)
     elif head is not None and not (head == "upernet" and _has_upernet(model)):
         _set_head(model, head, _maps_of(model, _taps(head)))
-    elif frozen and model["backbone"]["type"] == "CAE":
+    elif frozen and model["backbone"]["type"] == "CAE" and not model.get("neck"):
         # No pretraining fills its pyramid, which is trained then, as a neck.
-        norm = model["decode_head"].get("norm_cfg") or {"type": "SyncBN"}
-        model["neck"] = _pyramid(_maps_of(model, None), {"norm_cfg": norm})
+        model["neck"] = _pyramid(_maps_of(model, None), _with_norm(model["decode_head"]))
     if frozen and model["backbone"]["type"] != "Frozen":
         init_cfg = model["backbone"].pop("init_cfg", None)
         model["backbone"] = {"type": "Frozen", "backbone": model["backbone"]}
@@ -199,7 +198,7 @@ def _set_head_of(model: dict[str, Any], source: dict[str, Any], maps: Maps) -> N
     ]
     last = decode[-1] if isinstance(decode, list | tuple) else decode
     if neck is None and len(_indices(last)) == 4:
-        neck = _pyramid(maps, {"norm_cfg": last.get("norm_cfg") or {"type": "SyncBN"}})
+        neck = _pyramid(maps, _with_norm(decode))
     elif neck is not None:
         own = {"in_channels": list(maps.channels), "embed_dim": maps.channels[0]}
         neck.update({key: value for key, value in own.items() if key in neck})
@@ -212,6 +211,12 @@ def _set_head_of(model: dict[str, Any], source: dict[str, Any], maps: Maps) -> N
     if neck is not None:
         model["neck"] = neck
     model["decode_head"], model["auxiliary_head"] = decode, auxiliary
+
+
+def _with_norm(decode: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the norm of a head, or of the last one of a cascade, as the heads share it."""
+    last = decode[-1] if isinstance(decode, list | tuple) else decode
+    return {"norm_cfg": last.get("norm_cfg") or {"type": "SyncBN"}}
 
 
 def _indices(head: Mapping[str, Any]) -> list[int]:

@@ -43,9 +43,12 @@ class Frozen(BaseModule):
 
     @property
     def taps(self) -> tuple[int, ...] | None:
-        """Which of its features the maps are; None where the backbone gives no others."""
+        """Which of its features the maps are; None where the backbone gives no others.
+
+        Taps that count from the end or stand in no order are like that too.
+        """
         taps = tuple(self.body.out_indices) if hasattr(self.body, "forward_taps") else ()
-        return taps if taps and min(taps) >= 0 else None
+        return taps if taps and taps[0] >= 0 and list(taps) == sorted(taps) else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return the backbone's maps, detached."""
