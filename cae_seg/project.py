@@ -11,7 +11,10 @@ _IN_WHEEL = _PACKAGE / "project"
 PROJECT = _IN_WHEEL if _IN_WHEEL.is_dir() else _PACKAGE.parent
 """The folder of the shipped files: inside the package where a wheel put it, else the clone."""
 
-PARTS = ("Snakefile", "workflow", "config", "configs_local", "tools")
+PARTS = (
+    *("Snakefile", "workflow", "config", "configs_local", "tools"),
+    *("environment.yml", "requirements.txt"),  # which rules name, and Snakemake reads
+)
 PROFILES = ("local", "slurm", "demo")
 """Links at the root, where Snakemake looks for `--profile NAME` first."""
 

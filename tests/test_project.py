@@ -60,13 +60,10 @@ def test_the_demo_is_planned_in_a_folder_made_by_init(run, study):
     assert re.search(r"^fine_tune +7$", text, re.MULTILINE)
 
 
-def test_the_demo_is_generated_by_the_wheel(run, study):
-    options = ("--archive", "data/demo/a.zip", "--checkpoints", "data/demo/checkpoints")
-    run("cae-seg", "prepare", "demo", *options, folder=study)
-    source = ("--source", "data/demo/a.zip", "--root", "data/x", "--manifest", "data/x/m.json")
-    assert "64 training, 24 validation images" in run(
-        "cae-seg", "prepare", "data", *source, folder=study
-    )
+def test_rules_run_in_a_folder_made_by_init(run, study):
+    target = "data/demo/ade20k/manifest.json"
+    text = run("python", "-m", "snakemake", "--profile", "demo", target, folder=study)
+    assert "64 training, 24 validation images" in text
 
 
 def test_init_refuses_to_overwrite(bin_, run, study, tmp_path):
