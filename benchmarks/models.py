@@ -71,7 +71,9 @@ def build_stock(config: Config, ours: nn.Module, *, weights: bool = True) -> nn.
             module.forward = types.MethodType(_beit_attention, module)
     if isinstance(model.backbone, CAE):
         taps = model.backbone._taps
-        model.backbone._taps = lambda x: {i: tap.contiguous() for i, tap in taps(x).items()}
+        model.backbone._taps = lambda x, indices: {
+            i: tap.contiguous() for i, tap in taps(x, indices).items()
+        }
     return model.to(device) if weights else model
 
 
