@@ -5,11 +5,13 @@ model, its head by another, or freezes the backbone, and sets every size that fo
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cae_seg.errors import UserError
+from cae_seg.models.backbones.cae import CAE
 from cae_seg.models.backbones.timm import probe_timm
 
 HEADS = ("upernet", "linear", "linear_4", "setr_naive", "setr_pup", "setr_mla", "fcn")
@@ -139,6 +141,9 @@ def _maps_of(model: dict[str, Any], taps: Callable[[int], tuple[int, ...]] | Non
     backbone = backbone["backbone"] if backbone["type"] == "Frozen" else backbone
     if backbone["type"] == "CAE":
         backbone["type"] = "CAEBlocks"
+        arguments = inspect.signature(CAE).parameters
+        for name in ("depth", "embed_dim", "patch_size", "out_indices"):
+            backbone.setdefault(name, arguments[name].default)
         if taps is not None:
             backbone["out_indices"] = list(taps(backbone["depth"]))
         count = len(backbone["out_indices"])

@@ -9,6 +9,7 @@ from cae_seg.engine.config import load_config
 from cae_seg.engine.job import Knobs
 from cae_seg.engine.weights import load_weights
 from cae_seg.errors import UserError
+from cae_seg.models.compose import compose_model
 
 DEMO = "upernet_cae_tiny_demo"
 
@@ -139,3 +140,10 @@ def test_published_weights_are_loaded_under_their_own_names(tmp_path):
     torch.save({"state_dict": published}, tmp_path / "half.pth")
     with pytest.raises(UserError, match=r"half.pth: neck.upsample_2x.0.weight is missing"):
         load_weights(model, tmp_path / "half.pth")
+
+
+def test_a_frozen_cae_may_leave_its_arguments_to_their_defaults():
+    model = {"backbone": {"type": "CAE"}, "decode_head": {"type": "UPerHead"}}
+    composed = compose_model(model, frozen=True)
+    assert composed["backbone"]["backbone"]["out_indices"] == (3, 5, 7, 11)
+    assert composed["neck"]["embed_dim"] == 768
