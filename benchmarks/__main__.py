@@ -17,14 +17,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(sorted(CASES))}")
     parser.add_argument("--device", choices=["cpu", "cuda", "all"], default="all")
     parser.add_argument("--rounds", type=int, help="measurements of each side")
-    parser.add_argument("--quick", action="store_true", help="small sizes, nothing written")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, one round, nothing written"
+    )
     asked = parser.parse_args(arguments)
     unknown = sorted(set(asked.cases) - set(CASES))
     if unknown:
         parser.error(f"{unknown[0]}: no such case; there are {', '.join(sorted(CASES))}")
+    rounds = asked.rounds or (1 if asked.quick else None)
     for device in _devices(asked.device):
         for name in asked.cases or sorted(CASES):
-            _run(name, Options(device=device, rounds=asked.rounds, quick=asked.quick))
+            _run(name, Options(device, rounds, asked.quick))
     if not asked.quick:
         render.write()
     return 0

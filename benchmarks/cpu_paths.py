@@ -4,11 +4,10 @@ Each measurement has a process of its own, because memory that is kept once is k
 processes take turns. Everything that is not only for CPUs is on in all of them.
 """
 
+import functools
 import json
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import torch
 from benchmarks.models import BASE, TINY, build_optimizer, build_ours, load_config
 from benchmarks.suite import Options, case
 from benchmarks.training import make_batch, step_of
+from benchmarks.turns import Seconds, compared, in_turns, timed
 from cae_seg.models.accelerate import CPU_PATHS
 
 IMAGE = (512, 683)
@@ -33,39 +33,20 @@ def cpu_paths(options: Options) -> list[dict[str, Any]]:
     """Measure an evaluation and a training step with none of the paths, and with each alone."""
     if options.device != "cpu":
         return []
-    rounds = options.rounds or (1 if options.quick else 3)
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
-    for _ in range(rounds):
-        for work in WORKS:
-            for path in ("none", *CPU_PATHS):
-                measured = _in_own_process(work, path, quick=options.quick)
-                found.setdefault((work, path), []).append(measured)
-    return [
-        {"what": f"{title}, {path}", **_compare(found[work, "none"], found[work, path])}
-        for work, title in WORKS.items()
-        for path in CPU_PATHS
-    ]
-
-
-def _compare(without: list[dict], with_path: list[dict]) -> dict[str, Any]:
-    """Return medians without and with a path, and what it divides the time by."""
-    row: dict[str, Any] = {}
-    for unit in ("processor_seconds", "seconds"):
-        sides = {"without": without, "with": with_path}
-        medians = {
-            side: statistics.median(values[unit] for values in measured)
-            for side, measured in sides.items()
+    rows = []
+    for work, title in WORKS.items():
+        sides = {
+            path: functools.partial(_in_own_process, work, path, quick=options.quick)
+            for path in ("none", *CPU_PATHS)
         }
-        row |= {f"{unit}_{side}": value for side, value in medians.items()}
-        row[f"{unit}_ratio"] = medians["without"] / medians["with"]
-        row |= {
-            f"{unit}_{side}_all": [round(values[unit], 3) for values in measured]
-            for side, measured in sides.items()
-        }
-    return row
+        found = in_turns(sides, options.rounds)
+        rows += [
+            {"what": f"{title}, {path}", **compared(found, "none", path)} for path in CPU_PATHS
+        ]
+    return rows
 
 
-def _in_own_process(work: str, path: str, *, quick: bool) -> dict[str, float]:
+def _in_own_process(work: str, path: str, *, quick: bool) -> Seconds:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cpu_paths", work, path]
     done = subprocess.run(
         [*command, "quick"] if quick else command,
@@ -76,19 +57,14 @@ def _in_own_process(work: str, path: str, *, quick: bool) -> dict[str, float]:
     )
     if done.returncode:
         raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    return Seconds(*json.loads(done.stdout.splitlines()[-1]))
 
 
-def _measure(work: str, path: str, *, quick: bool) -> dict[str, float]:
+def _measure(work: str, path: str, *, quick: bool) -> Seconds:
     """Do the work twice; return what the second time took."""
     run = _prepared(work, path, quick=quick)
     run()
-    processor, clock = time.process_time(), time.perf_counter()
-    run()
-    return {
-        "processor_seconds": time.process_time() - processor,
-        "seconds": time.perf_counter() - clock,
-    }
+    return timed(run)
 
 
 def _prepared(work: str, path: str, *, quick: bool) -> Callable[[], Any]:

@@ -21,7 +21,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.models import BASE, TINY, build_ours, build_stock, load_config
-from benchmarks.suite import Options, alternate, case, timed
+from benchmarks.suite import Options, case
+from benchmarks.turns import alternate, timed
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.data_set import point_to
 from cae_seg.engine.evaluation import build_tester
@@ -39,7 +40,7 @@ SCALING_IMAGES = 4
 @case("evaluation")
 def evaluation(options: Options) -> list[dict[str, Any]]:
     """Measure both sets of images; on CUDA ours in half precision too (stock stays in single)."""
-    target, repeat, precisions = 2.0, 1, ["fp32"]
+    target, repeat, precisions = 2.5, 1, ["fp32"]
     if options.device == "cuda":
         target, repeat, precisions = 4.0, 8, ["fp32", "fp16"]
     sets = [("512 × 683", PLAIN * repeat), ("mixed sizes", MIXED * repeat)]
@@ -77,7 +78,7 @@ def measure_evaluation(
         short.val_dataloader.dataset.indices = 1
         result = alternate(
             **sides,
-            rounds=options.rounds or (2 if on_cpu else 5),
+            rounds=options.rounds,
             warmup=0 if on_cpu else 1,
             settle=_both(short, stock, ours, options.device, {}) if on_cpu else None,
         )
@@ -257,7 +258,7 @@ def _worker(root: Path, device: str, quick: bool) -> None:
         model = build_ours(config, device).eval()
         tester = _tester(config, model, own)
         barrier()
-        print(timed(tester.test_loop.run))
+        print(timed(tester.test_loop.run).clock)
 
 
 if __name__ == "__main__":

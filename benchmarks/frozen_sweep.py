@@ -1,30 +1,23 @@
 """Case: eight learning rates over one frozen backbone in one job, against one of them alone."""
 
 import itertools
-import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 
 from benchmarks.suite import Options, case
+from benchmarks.turns import Seconds, compared, in_turns, median
 from cae_seg.run.paths import read_history
 
 RATES = ("1e-4", "2e-4", "5e-4", "1e-3", "2e-3", "5e-3", "1e-2", "2e-2")
 MODELS = {"ViT-B/16": "vit_base_patch16_224", "ViT-tiny/16": "vit_tiny_patch16_224"}
 IMAGES = 2
 IMAGES_OF_DEMO = ("training=64", "validation=24")
-
-
-class Iteration(NamedTuple):
-    """What an iteration takes."""
-
-    processor_seconds: float
-    seconds: float
 
 
 @case("frozen_sweep")
@@ -37,34 +30,22 @@ def frozen_sweep(options: Options) -> list[dict[str, Any]]:
 
 
 def _compare(folder: Path, data: Path, model: str, options: Options) -> dict[str, Any]:
-    rounds = options.rounds or (1 if options.quick else 3)
-    sides: dict[str, list[Iteration]] = {"one": [], "eight": []}
-    for number in range(rounds):
-        for side, rates in (("one", RATES[:1]), ("eight", RATES)):
-            work = folder / f"{side}{number}"
-            sides[side] += _iterations(work, data, model, rates, options)
-    return compare(f"an iteration of {IMAGES} images, {model} frozen, linear head", **sides)
+    number = itertools.count()
 
+    def iteration(rates: tuple[str, ...]) -> Seconds:
+        work = folder / str(next(number))
+        times = _iterations(work, data, model, rates, options)
+        return Seconds(*(median(times, by) for by in Seconds._fields))
 
-def compare(what: str, one: list[Iteration], eight: list[Iteration]) -> dict[str, Any]:
-    """Return the medians of iterations of one run and of eight, and their ratios.
-
-    Processor seconds are the ones to go by where other processes take turns with ours.
-    """
-    row: dict[str, Any] = {"what": what}
-    for unit in Iteration._fields:
-        sides = {"one": one, "eight": eight}
-        times = {side: [getattr(i, unit) for i in all_] for side, all_ in sides.items()}
-        medians = {side: statistics.median(values) for side, values in times.items()}
-        row |= {f"{unit}_of_{side}": value for side, value in medians.items()}
-        row[f"{unit}_eight_times_one"] = medians["eight"] / medians["one"]
-        row |= {f"{unit}_{side}_all": [round(v, 3) for v in all_] for side, all_ in times.items()}
-    return row
+    sides = {"eight": lambda: iteration(RATES), "one": lambda: iteration(RATES[:1])}
+    found = in_turns(sides, options.rounds)
+    what = f"an iteration of {IMAGES} images, {model} frozen, linear head"
+    return {"what": what, **compared(found, "eight", "one")}
 
 
 def _iterations(
     folder: Path, data: Path, model: str, rates: tuple[str, ...], options: Options
-) -> list[Iteration]:
+) -> list[Seconds]:
     """Measure iterations, after the first, of runs that train together."""
     words: list[str] = []
     for rate in rates:
@@ -84,12 +65,12 @@ def _iterations(
     if training.wait():
         raise RuntimeError(log.read_text())
     return [
-        Iteration(*(end - begin for begin, end in zip(*pair, strict=True)))
+        Seconds(*(end - begin for begin, end in zip(*pair, strict=True)))
         for pair in itertools.pairwise(moments)
     ]
 
 
-def _watch(training: subprocess.Popen, metrics: Path) -> Iterator[Iteration]:
+def _watch(training: subprocess.Popen, metrics: Path) -> Iterator[Seconds]:
     """Yield the times that training has taken whenever an iteration is over."""
     process, seen = psutil.Process(training.pid), 0
     while training.poll() is None:
@@ -98,7 +79,7 @@ def _watch(training: subprocess.Popen, metrics: Path) -> Iterator[Iteration]:
         if done > seen:
             seen = done
             used = process.cpu_times()
-            yield Iteration(used.user + used.system, time.monotonic())
+            yield Seconds(time.monotonic(), used.user + used.system)
 
 
 def _prepare(folder: Path) -> Path:

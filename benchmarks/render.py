@@ -12,14 +12,16 @@ HEAD = """# Benchmarks
 Stock mmsegmentation against cae-seg on the same weights. Written by `make bench`
 (`python -m benchmarks [case …]`) from the numbers in `benchmarks/results/`.
 
-**Timed** sections measure seconds on the machine that each one names: both sides in turns in one
-process, after a warm-up; medians. **Counted** sections run nothing on a GPU. They follow every
-operation of torch with fake tensors on a CUDA device that need not exist, and count what would be
-launched, read, written and waited for; training under fp16 autocast, evaluation in fp32. No figure
-is an estimate, and no time on a GPU has been measured yet: what a count says about speed there is
-an inference. The timed CPU sections of 24 November, except those of a busy machine, were measured
-before the fused transformer blocks, the loss in fewer passes and the resizing by bands, and with an
-attention for CPUs that is gone; they have not been repeated since.
+**Timed** sections measure seconds on the machine that each one names: both sides in turns, after a
+warm-up; medians. A ratio is the mean of the rounds' ratios, its spread the width of that mean's
+95 % interval; rounds are made until it is below 10 %, eight at most. **Counted** sections run
+nothing on a GPU. They follow every operation of torch with fake tensors on a CUDA device that need
+not exist, and count what would be launched, read, written and waited for; training under fp16
+autocast, evaluation in fp32. No figure is an estimate, and no time on a GPU has been measured yet:
+what a count says about speed there is an inference. The timed CPU sections of 24 November, except
+those of a busy machine, were measured before the fused transformer blocks, the loss in fewer passes
+and the resizing by bands, and with an attention for CPUs that is gone; they have not been repeated
+since, and show no spread.
 
 **Stock** is what one would run otherwise, with the published settings: mmsegmentation's
 `EncoderDecoder`, `UPerHead`, `FCNHead`, its BEiT attention (scores, bias and soft-max as tensors),
@@ -33,9 +35,9 @@ COUNTED = {
     "waits": "waits for the device",
     "peak_gb": "peak GB allocated",
 }
-TABLE = """| what | stock | ours | ratio | target | agreement |
-| --- | ---: | ---: | ---: | ---: | --- |"""
-COMPARED = {"what", "stock", "ours", "ratio", "target", "agreement", "unit"}
+TABLE = """| what | stock | ours | ratio | spread | target | agreement |
+| --- | ---: | ---: | ---: | ---: | ---: | --- |"""
+COMPARED = {"what", "stock", "ours", "ratio", "spread", "target", "agreement", "unit"}
 
 
 def write() -> None:
@@ -106,7 +108,9 @@ def _compared(row: dict[str, Any]) -> str:
     unit = row.get("unit", "s")
     target = f"≥ {row['target']:g}" if row.get("target") else ""
     cells = [row["what"], *(f"{row[side]:.3g} {unit}" for side in ("stock", "ours"))]
-    cells += [f"{row['ratio']:.2f}", target, row.get("agreement", "")]
+    spread = row.get("spread")
+    cells += [f"{row['ratio']:.2f}", "" if spread is None else f"{spread:.1%}"]
+    cells += [target, row.get("agreement", "")]
     return f"| {' | '.join(cells)} |"
 
 

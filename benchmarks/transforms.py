@@ -1,10 +1,9 @@
 """Case 3: from the JPEG and PNG of a pair to a batch, per core."""
 
-import itertools
-import statistics
+import functools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.suite import Options, case
+from benchmarks.turns import Seconds, against_stock, in_turns, timed
 from cae_seg.data.sampling import seeded_generators
 from cae_seg.data.transforms import TrainTransform
 
@@ -44,28 +44,21 @@ def transforms(options: Options) -> list[dict[str, Any]]:
 def _compare(
     what: str,
     target: float | None,
-    measure: Callable[[Dataset, int], float],
+    measure: Callable[[Dataset, int], Seconds],
     pairs: list[dict[str, str]],
     agreement: str,
     options: Options,
 ) -> dict[str, Any]:
-    batches, rounds = (2, 1) if options.quick else (10, options.rounds or 9)
-    sides = {"stock": Pairs(pairs, fast=False), "ours": Pairs(pairs, fast=True)}
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(rounds):
-        for side, dataset in sides.items():
-            times[side].append(1e3 * measure(dataset, batches))
-    medians = {side: statistics.median(values) for side, values in times.items()}
-    return {
-        "what": what,
-        "unit": "ms of a core",
-        "target": target,
-        "agreement": agreement,
-        **medians,
-        "ratio": medians["stock"] / medians["ours"],
-        "stock_images_per_second_and_core": 1e3 / medians["stock"],
-        "ours_images_per_second_and_core": 1e3 / medians["ours"],
+    batches = 2 if options.quick else 10
+    sides = {
+        side: functools.partial(measure, Pairs(pairs, fast=side == "ours"), batches)
+        for side in ("stock", "ours")
     }
+    row = against_stock(in_turns(sides, options.rounds, by="processor"), by="processor")
+    for side in sides:
+        row[f"{side}_images_per_second_and_core"] = 1 / row[side]
+        row[side] *= 1e3
+    return {"what": what, "unit": "ms of a core", "target": target, "agreement": agreement, **row}
 
 
 class Pairs(Dataset):
@@ -84,29 +77,32 @@ class Pairs(Dataset):
             return self.transform(pair | {"reduce_zero_label": True, "seg_fields": []})
 
 
-def _in_process(dataset: Dataset, batches: int) -> float:
-    """Return the processor time per image from files to batches, after a first one."""
+def _in_process(dataset: Dataset, batches: int) -> Seconds:
+    """Return the time per image from files to batches, after a first one."""
     iterator = iter(DataLoader(dataset, BATCH, num_workers=0, collate_fn=pseudo_collate))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
     next(iterator)
-    begin = time.process_time()
-    for _ in itertools.repeat(None, batches):
-        next(iterator)
+    taken = timed(lambda: _take(iterator, batches))
     torch.set_num_threads(threads)
-    return (time.process_time() - begin) / (batches * BATCH)
+    return Seconds(*(seconds / (batches * BATCH) for seconds in taken))
 
 
-def _in_worker(dataset: Dataset, batches: int) -> float:
+def _in_worker(dataset: Dataset, batches: int) -> Seconds:
     """Return the same for a worker, which hands batches over to another process."""
     iterator = iter(DataLoader(dataset, BATCH, num_workers=1, collate_fn=pseudo_collate))
     # The worker runs ahead by two batches; what it does then is measured, too.
     next(iterator)
     worker = psutil.Process().children()[-1]
-    begin = sum(worker.cpu_times()[:2])
-    for _ in itertools.repeat(None, batches):
+    clock, processor = time.perf_counter(), sum(worker.cpu_times()[:2])
+    _take(iterator, batches)
+    taken = time.perf_counter() - clock, sum(worker.cpu_times()[:2]) - processor
+    return Seconds(*(seconds / (batches * BATCH) for seconds in taken))
+
+
+def _take(iterator: Iterator[Any], batches: int) -> None:
+    for _ in range(batches):
         next(iterator)
-    return (sum(worker.cpu_times()[:2]) - begin) / (batches * BATCH)
 
 
 def _agreement(pairs: list[dict[str, str]]) -> str:
