@@ -14,7 +14,7 @@ FAST_PATHS: dict[str, str] = {
     "efficient_attention": "attention by one kernel in training and evaluation; CUDA",
     "fused_block": "norms, products and residual sums of a transformer block in few kernels",
     "matrix_deconvolution": "2×2 transposed convolutions as one matrix product",
-    "merged_laterals": "the last deconvolution of a map and UPerHead's 1×1 convolution as one; CAE",
+    "merged_laterals": "the last deconvolution of a map and UPerHead's 1×1 convolution as one",
     "fused_bottleneck": "3×3 convolutions over upsampled maps at the maps' own resolution",
     "winograd": "3×3 convolutions in the Winograd domain, F(4×4, 3×3); fp32 on the CPU",
     "fused_loss": "upsampling, soft-max and loss in tiles, without full-size logits",

@@ -77,11 +77,11 @@ class FastEncoderDecoder(EncoderDecoder):
         head, auxiliary = self.decode_head, getattr(self, "auxiliary_head", None) or []
         others = list(auxiliary) if isinstance(auxiliary, list | nn.ModuleList) else [auxiliary]
         known = type(head) is FastUPerHead and all(type(h) is FastFCNHead for h in others)
-        levels = getattr(self.backbone, "deconvolved", ())
-        if self.with_neck or not known or not levels:
+        levels = getattr(self.neck if self.with_neck else self.backbone, "deconvolved", ())
+        if not known or not levels:
             return ()
-        read = [i for h in (head, *others) for i in _indices(h, len(self.backbone.out_indices))]
-        laterals = _indices(head, len(self.backbone.out_indices))[:-1]
+        read = [i for h in (head, *others) for i in _indices(h)]
+        laterals = _indices(head)[:-1]
         return tuple(i for i in levels if i in laterals and read.count(i) == 1)
 
     @property
@@ -92,7 +92,7 @@ class FastEncoderDecoder(EncoderDecoder):
     def extract_feat(
         self, inputs: Tensor, unexpanded: Collection[int] = ()
     ) -> Sequence[Tensor | Unexpanded]:
-        """Return the backbone's maps of images (N, 3, H, W).
+        """Return the maps that heads read of images (N, 3, H, W).
 
         Args:
             inputs: the images.
@@ -100,7 +100,11 @@ class FastEncoderDecoder(EncoderDecoder):
         """
         if self.fast_paths["kept_memory"] and inputs.device.type == "cpu":
             keep_freed_memory()
-        return self.backbone(inputs, unexpanded) if unexpanded else super().extract_feat(inputs)
+        if not unexpanded:
+            return super().extract_feat(inputs)
+        if self.with_neck:
+            return self.neck(self.backbone(inputs), unexpanded)
+        return self.backbone(inputs, unexpanded)
 
     def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
         """Return the logits of images (N, 3, H, W) at their own size, as `EncoderDecoder`."""
@@ -311,10 +315,10 @@ def _with_switches(head: Any, switches: Switches) -> Any:
     return {"fast_paths": switches, **head}
 
 
-def _indices(head: nn.Module, levels: int) -> list[int]:
-    """Return the levels that a head reads, counted from the finest."""
+def _indices(head: nn.Module) -> list[int]:
+    """Return the levels of a pyramid that a head reads, counted from the finest."""
     chosen = head.in_index if isinstance(head.in_index, list | tuple) else [head.in_index]
-    return [index % levels for index in chosen]
+    return [index % 4 for index in chosen]
 
 
 def _without_padding(image: Tensor, sample: SegDataSample) -> Tensor:

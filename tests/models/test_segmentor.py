@@ -210,6 +210,48 @@ def test_maps_that_only_laterals_read_are_merged_with_them():
     assert relative(found, expected) < 2e-6
 
 
+NECK = {"type": "Feature2Pyramid", "embed_dim": 64, "norm_cfg": {"type": "BN"}}
+
+
+def name_in_neck(name: str) -> str:
+    return name.replace("backbone.fpn1", "neck.upsample_4x").replace(
+        "backbone.fpn2", "neck.upsample_2x"
+    )
+
+
+def with_neck(fast_paths):
+    """Build the tiny segmentor with its pyramid as a neck, as timm's flat models have it."""
+    own = {name_in_neck(name): value for name, value in weights.slide().items()}
+    backbone = {**TINY["backbone"], "type": "CAEBlocks"}
+    return tiny(own, fast_paths=fast_paths, backbone=backbone, neck=NECK)
+
+
+@pytest.mark.parametrize("fast_paths", ["always", {"merged_laterals": False}, False])
+def test_a_pyramid_in_a_neck_gives_what_one_in_the_backbone_gives(fast_paths):
+    crop = weights.slide_input()[..., :64, :64]
+    ours, expected = with_neck(fast_paths), model(False)
+    with torch.no_grad():
+        assert relative(ours(crop), expected(crop)) < 5e-6
+    x, y = (batch[0] for batch in weights.train_batches())
+    for segmentor in (ours, expected):
+        segmentor.train()
+        segmentor.parse_losses(segmentor.loss(x, samples(y)))[0].backward()
+    found = {name: p.grad for name, p in ours.named_parameters()}
+    for name, parameter in expected.named_parameters():
+        # Batch norm takes away what a bias before it adds: the gradient of a bias is rounding.
+        if name.startswith("backbone.fpn") and name.endswith("weight"):
+            assert relative(found[name_in_neck(name)], parameter.grad) < 1e-4, name
+
+
+def test_maps_of_a_neck_that_only_laterals_read_are_merged_with_them():
+    merged = with_neck(True)
+    merged.neck.upsample_4x[-1].forward = None  # not called
+    with torch.no_grad():
+        merged(weights.slide_input()[..., :64, :64])
+    with pytest.raises(TypeError):
+        merged.extract_feat(weights.slide_input()[..., :64, :64])
+
+
 def test_merged_laterals_are_as_near_to_float32_as_separate_ones_in_half_precision():
     x, y = (batch[0] for batch in weights.train_batches())
 

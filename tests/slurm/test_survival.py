@@ -303,6 +303,8 @@ def cut_off(site: Site, name: str) -> Iterator[CutOff]:
         assert run.held  # by the process on the lost node
         yield CutOff(run, process, on_node)
     finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            on_node.resume()  # in case that a test suspended it and failed
         os.kill(daemon, signal.SIGCONT)
         site.ask(*change, "State=RESUME")
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from cae_seg.models.layers.batch_norm import AnyDeviceSyncBN
+from cae_seg.models.layers.pyramid import raise_levels
 from cae_seg.models.layers.residual_block import ResidualBlock, operands_of
 from cae_seg.models.layers.stochastic import SampleDropPath
 from cae_seg.models.ops.attention import attend
@@ -245,10 +246,7 @@ class CAE(FilledFromCheckpoint, BaseModule):
         """
         taps = self._taps(x, self.out_indices)
         levels = (self.fpn1, self.fpn2, self.fpn3, self.fpn4)
-        return tuple(
-            Unexpanded(level[:-1](taps[i]), level[-1]) if n in unexpanded else level(taps[i])
-            for n, (level, i) in enumerate(zip(levels, self.out_indices, strict=True))
-        )
+        return raise_levels(levels, [taps[i] for i in self.out_indices], unexpanded)
 
     def _taps(self, x: Tensor, indices: Sequence[int]) -> dict[int, Tensor]:
         """Return the outputs of blocks as maps (B, embed_dim, H/patch, W/patch)."""

@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import torch
 from mmseg.models.backbones.beit import BEiTAttention
+from mmseg.models.necks import Feature2Pyramid
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cae_seg.models.layers.pyramid import FastFeature2Pyramid
 from cae_seg.models.ops.attention import attend
 from cae_seg.models.ops.convolution import Deconvolution
 from cae_seg.models.ops.relative_bias import RelativeBias
@@ -47,9 +49,14 @@ def _is_beit_attention(layer: nn.Module) -> bool:
     return type(layer) is BEiTAttention and layer.relative_position_bias_table is not None
 
 
+def _is_pyramid(layer: nn.Module) -> bool:
+    return type(layer) is Feature2Pyramid and len(layer.rescales) == 4
+
+
 REPLACEMENTS: list[tuple[Callable[[nn.Module], bool], type[nn.Module]]] = [
     (_is_twofold_deconvolution, Deconvolution),
     (_is_beit_attention, FastBEiTAttention),
+    (_is_pyramid, FastFeature2Pyramid),
 ]
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mmseg.models.necks import Feature2Pyramid, MLANeck
 from torch import Tensor, nn
 
 from cae_seg.errors import UserError
@@ -114,11 +115,10 @@ def _translate_backbone(tensors: Tensors, model: nn.Module, dropped: list[str]) 
 
 def _neck_rules(neck: nn.Module | None) -> Rules:
     """Return how names of a published backbone become those of a neck of ours."""
-    kind = type(neck).__name__
-    if kind == "Feature2Pyramid":
+    if isinstance(neck, Feature2Pyramid):
         levels = (_PYRAMID_LEVELS[scale] for scale in neck.rescales)
         return tuple((rf"^fpn{i}\.", f"{level}.") for i, level in enumerate(levels, start=1))
-    if kind == "MLANeck":
+    if isinstance(neck, MLANeck):
         rules = [(r"^norm_(\d)\.", r"norm.\1.")]
         for level in range(2, 6):  # the neck's outputs, and so `feat_extract`, run from deep on
             for i, part in enumerate(("conv", "bn")):
