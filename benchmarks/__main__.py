@@ -6,7 +6,7 @@ import sys
 import warnings
 
 from benchmarks import render
-from benchmarks.suite import CASES, RESULTS, Options, machine
+from benchmarks.suite import CASES, RESULTS, Options, competing, machine
 from cae_seg.files import atomic_write_json
 
 
@@ -20,6 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, one round, nothing written"
     )
+    parser.add_argument(
+        "--beside", type=int, default=0, metavar="N", help="processes that keep a core busy each"
+    )
     asked = parser.parse_args(arguments)
     unknown = sorted(set(asked.cases) - set(CASES))
     if unknown:
@@ -27,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     rounds = asked.rounds or (1 if asked.quick else None)
     for device in _devices(asked.device):
         for name in asked.cases or sorted(CASES):
-            _run(name, Options(device, rounds, asked.quick))
+            _run(name, Options(device, rounds, asked.quick), asked.beside)
     if not asked.quick:
         render.write()
     return 0
@@ -56,15 +59,17 @@ def _devices(asked: str) -> list[str]:
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-def _run(name: str, options: Options) -> None:
-    facts = machine(options.device)
+def _run(name: str, options: Options, beside: int) -> None:
+    facts = machine(options.device) | {"beside": beside}
     print(f"{name} on {options.device}", flush=True)
-    rows = CASES[name](options)
+    with competing(beside):
+        rows = CASES[name](options)
     for row in rows:
         print("  " + render.line(row), flush=True)
     if rows and not options.quick:
         result = {"case": name, "device": options.device, "machine": facts, "rows": rows}
-        atomic_write_json(RESULTS / f"{name}_{options.device}.json", result)
+        busy = "_busy" if beside else ""
+        atomic_write_json(RESULTS / f"{name}_{options.device}{busy}.json", result)
 
 
 if __name__ == "__main__":

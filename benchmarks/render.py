@@ -88,7 +88,11 @@ def _how(result: dict[str, Any]) -> str:
     if result["case"] == "counts":
         return "counted for a CUDA device"
     machine = result["machine"]
-    busy = ", on a busy machine" if machine["load_before"] > machine["cores"] else ""
+    busy = ""
+    if machine["load_before"] > machine["cores"]:
+        busy = ", on a busy machine"
+    elif beside := machine.get("beside"):
+        busy = f", beside {beside} busy process{'es' if beside > 1 else ''}"
     return f"timed on {result['device']}{busy}"
 
 

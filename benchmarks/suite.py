@@ -1,10 +1,13 @@
 """What cases share: registration, options, facts of the machine, where results are."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +56,19 @@ def case(name: str) -> Callable[[Case], Case]:
         return function
 
     return register
+
+
+@contextlib.contextmanager
+def competing(count: int) -> Iterator[None]:
+    """Keep so many processes busy meanwhile."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def machine(device: str) -> dict[str, Any]:
