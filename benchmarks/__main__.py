@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--quick", action="store_true", help="small sizes, one round, nothing written"
     )
     parser.add_argument(
-        "--beside", type=int, default=0, metavar="N", help="processes that keep a core busy each"
+        "--competing", type=int, default=0, metavar="N", help="processes that keep a core busy each"
     )
     asked = parser.parse_args(arguments)
     unknown = sorted(set(asked.cases) - set(CASES))
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     rounds = asked.rounds or (1 if asked.quick else None)
     for device in _devices(asked.device):
         for name in asked.cases or sorted(CASES):
-            _run(name, Options(device, rounds, asked.quick), asked.beside)
+            _run(name, Options(device, rounds, asked.quick), asked.competing)
     if not asked.quick:
         render.write()
     return 0
@@ -59,16 +59,16 @@ def _devices(asked: str) -> list[str]:
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-def _run(name: str, options: Options, beside: int) -> None:
-    facts = machine(options.device) | {"beside": beside}
+def _run(name: str, options: Options, load: int) -> None:
+    facts = machine(options.device) | {"competing": load}
     print(f"{name} on {options.device}", flush=True)
-    with competing(beside):
+    with competing(load):
         rows = CASES[name](options)
     for row in rows:
         print("  " + render.line(row), flush=True)
     if rows and not options.quick:
         result = {"case": name, "device": options.device, "machine": facts, "rows": rows}
-        busy = "_busy" if beside else ""
+        busy = "_busy" if load else ""
         atomic_write_json(RESULTS / f"{name}_{options.device}{busy}.json", result)
 
 

@@ -18,8 +18,7 @@ warm-up; medians. A ratio is the mean of the rounds' ratios, its spread the widt
 nothing on a GPU. They follow every operation of torch with fake tensors on a CUDA device that need
 not exist, and count what would be launched, read, written and waited for; training under fp16
 autocast, evaluation in fp32. No figure is an estimate, and no time on a GPU has been measured yet:
-what a count says about speed there is an inference. Sections beside busy processes ran beside so
-many endless loops.
+what a count says about speed there is an inference. Competing processes are endless loops.
 
 **Stock** is what one would run otherwise, with the published settings: mmsegmentation's
 `EncoderDecoder`, `UPerHead`, `FCNHead`, its BEiT attention (scores, bias and soft-max as tensors),
@@ -86,9 +85,9 @@ def _how(result: dict[str, Any]) -> str:
     if result["case"] == "counts":
         return "counted for a CUDA device"
     machine = result["machine"]
-    beside = machine.get("beside")
-    busy = f", beside {beside} busy process{'es' if beside > 1 else ''}" if beside else ""
-    if beside is None and machine["load_before"] > machine["cores"]:  # before loops of our own
+    count = machine.get("competing")
+    busy = f", with {count} competing process{'es' if count > 1 else ''}" if count else ""
+    if count is None and machine["load_before"] > machine["cores"]:  # before loops of our own
         busy = ", on a busy machine"
     return f"timed on {result['device']}{busy}"
 

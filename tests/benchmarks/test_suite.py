@@ -97,7 +97,7 @@ def test_page_shows_ratio_target_machine_and_versions(tmp_path, monkeypatch):
     assert "all" not in page.partition("ours peak gb")[2]
 
 
-def test_page_tells_what_was_measured_beside_other_work(tmp_path, monkeypatch):
+def test_page_tells_what_was_measured_under_load(tmp_path, monkeypatch):
     row = {"what": "a step", "stock": 2.0, "ours": 1.0, "ratio": 2.0, "spread": 0.034}
     monkeypatch.setitem(suite.CASES, "a_step", lambda options: [row | {"busy": _children()}])
     for module in (render, benchmarks_main):
@@ -105,12 +105,12 @@ def test_page_tells_what_was_measured_beside_other_work(tmp_path, monkeypatch):
     monkeypatch.setattr(render, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(benchmarks_main, "machine", lambda device: MACHINE)
     before = _children()
-    assert main(["a_step", "--device", "cpu", "--beside", "2"]) == 0
+    assert main(["a_step", "--device", "cpu", "--competing", "2"]) == 0
     assert main(["a_step", "--device", "cpu"]) == 0
     page = (tmp_path / "page.md").read_text()
     idle, busy = page.partition("## A step, timed on cpu\n")[2].split("## A step, ")
     assert f"busy {before}" in idle
-    assert busy.startswith("timed on cpu, beside 2 busy processes")
+    assert busy.startswith("timed on cpu, with 2 competing processes")
     assert f"busy {before + 2}" in busy
     assert _children() == before
 
