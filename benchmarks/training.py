@@ -153,12 +153,12 @@ def operations_of(step: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def _matrix_rate(device: str, size: int | None = None) -> float:
+def _matrix_rate(device: str) -> float:
     """Return the measured rate of a large square matrix product, in operations per second.
 
     float32 on the CPU, bfloat16 on CUDA. A multiply-add counts as two operations.
     """
-    size = size or (8192 if device == "cuda" else 3072)
+    size = 8192 if device == "cuda" else 3072
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
