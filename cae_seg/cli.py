@@ -199,9 +199,10 @@ def _add(commands: Any, name: str, run: Any, help_: str) -> argparse.ArgumentPar
 
 def _load_engine() -> None:
     """Import what registers models and data, without what libraries print meanwhile."""
+    from cae_seg.loading import loading_libraries
     from cae_seg.run.logs import suppress_import_output
 
-    with suppress_import_output():
+    with loading_libraries(), suppress_import_output():
         import cae_seg.registration  # noqa: F401
 
 
@@ -321,9 +322,10 @@ def _prepare_checkpoint(options: argparse.Namespace) -> None:
 
 def _prepare_demo(options: argparse.Namespace) -> None:
     from cae_seg.data.demo import make_demo
+    from cae_seg.loading import loading_libraries
     from cae_seg.run.logs import suppress_import_output
 
-    with suppress_import_output():
+    with loading_libraries(), suppress_import_output():
         make_demo(options.archive, options.checkpoints, seed=options.seed)
 
 

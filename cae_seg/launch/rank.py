@@ -4,6 +4,7 @@
 rank ended goes to a file of its own, since the launcher has to tell a user's mistake from a crash.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -26,6 +27,7 @@ from cae_seg.engine.job import (
 )
 from cae_seg.errors import UserError
 from cae_seg.files import full_disk_is_one_line
+from cae_seg.loading import loading_libraries
 from cae_seg.run.deadline import Interrupted, StopSignal, stop_on_signals
 from cae_seg.run.logs import configure_logging
 
@@ -49,15 +51,18 @@ def run(job: Job, kind: str, stop: StopSignal) -> int:
     Returns:
         DONE or STOPPED.
     """
-    with configure_logging(speak=os.environ.get("RANK", "0") == "0") as log:
+    with contextlib.ExitStack() as ends:
         # Imported only now: the libraries talk while they are loaded.
-        import cv2
+        with loading_libraries():
+            speak = os.environ.get("RANK", "0") == "0"
+            log = ends.enter_context(configure_logging(speak=speak))
+            import cv2
 
-        from cae_seg.engine.evaluation import evaluate
-        from cae_seg.engine.ranks import joined
-        from cae_seg.engine.train import train
-        from cae_seg.engine.train_together import train_together
-        from cae_seg.engine.turns import Turn
+            from cae_seg.engine.evaluation import evaluate
+            from cae_seg.engine.ranks import joined
+            from cae_seg.engine.train import train
+            from cae_seg.engine.train_together import train_together
+            from cae_seg.engine.turns import Turn
 
         cv2.setNumThreads(0)  # forked loader workers would wait for the parent's threads for ever
         with joined(kind) as device, full_disk_is_one_line(_output_of(job)):
