@@ -11,7 +11,7 @@ from torch import nn
 from cae_seg.errors import UserError
 
 FAST_PATHS: dict[str, str] = {
-    "efficient_attention": "attention by one kernel in training and evaluation; CUDA",
+    "efficient_attention": "attention by one kernel, the same in training and evaluation",
     "fused_block": "norms, products and residual sums of a transformer block in few kernels",
     "matrix_deconvolution": "2×2 transposed convolutions as one matrix product",
     "merged_laterals": "the last deconvolution of a map and UPerHead's 1×1 convolution as one",

@@ -2,37 +2,14 @@
 
 from collections.abc import Callable
 
-import torch
+from mmcv.cnn.bricks.transformer import MultiheadAttention
 from mmseg.models.backbones.beit import BEiTAttention
 from mmseg.models.necks import Feature2Pyramid
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
+from cae_seg.models.layers.attention import FastBEiTAttention, FastMultiheadAttention
 from cae_seg.models.layers.pyramid import FastFeature2Pyramid
-from cae_seg.models.ops.attention import attend
 from cae_seg.models.ops.convolution import Deconvolution
-from cae_seg.models.ops.relative_bias import RelativeBias
-
-
-class FastBEiTAttention(BEiTAttention):
-    """mmsegmentation's `BEiTAttention` as one fused kernel over a bias that is laid out once.
-
-    Takes and returns tokens (B, N, C), class token first.
-    """
-
-    fast_path, fast = "efficient_attention", True
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend over tokens."""
-        bias = self.qkv.bias
-        if self.bias == "qv_bias":
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias).unflatten(2, (3, self.num_heads, -1))
-        table = self.relative_position_bias_table
-        scores = RelativeBias.apply(table, *self.window_size, table.detach().to(qkv.dtype))
-        dropout = self.attn_drop.p if self.training else 0.0
-        out = attend(qkv, scores[None], self.scale, dropout=dropout, fast=self.fast)
-        return self.proj_drop(self.proj(out))
 
 
 def _is_twofold_deconvolution(layer: nn.Module) -> bool:
@@ -69,3 +46,6 @@ def replace_layers(model: nn.Module) -> None:
         for fits, ours in REPLACEMENTS:
             if fits(layer):
                 layer.__class__ = ours
+        # mmcv's layer, whatever its subclass, takes the output of torch's alone.
+        if isinstance(layer, MultiheadAttention) and type(layer.attn) is nn.MultiheadAttention:
+            layer.attn.__class__ = FastMultiheadAttention

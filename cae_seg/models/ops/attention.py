@@ -27,14 +27,15 @@ def attend(
         fast: take the same kernel on CUDA whatever the inputs; else torch chooses.
     """
     q, k, v = _SplitHeads.apply(qkv)
-    with _kernel(qkv.device.type, fast):
+    with attention_kernel(qkv.device.type, fast):
         out = F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale
         )
     return out.transpose(1, 2).flatten(2)
 
 
-def _kernel(kind: str, fast: bool) -> AbstractContextManager:
+def attention_kernel(kind: str, fast: bool) -> AbstractContextManager:
+    """Choose the kernel of attention on a kind of device, if `fast`; else torch chooses."""
     return sdpa_kernel(_ON_CUDA) if fast and kind == "cuda" else contextlib.nullcontext()
 
 
