@@ -92,8 +92,8 @@ def set_randomness(
     """Fill the masks of all stochastic modules for one (micro-)batch.
 
     Args:
-        model: any module; its `SampleDropPath` and `SampleDropout2d` are numbered in the order of
-            `model.modules()`.
+        model: any module; its `SampleDropPath` and `SampleDropout2d` that drop anything take their
+            parts of a sample's numbers in the order of `model.modules()`.
         seed: seed of the run, not negative.
         iteration: iteration of the optimiser, from 0.
         first_sample: position of the first sample of this batch in the global batch.
@@ -104,17 +104,30 @@ def set_randomness(
         raise ValueError(
             f"samples {first_sample}…{first_sample + samples} are outside the batch of {total}"
         )
-    modules = [module for module in model.modules() if isinstance(module, _SampleMask)]
-    active = [(i, module) for i, module in enumerate(modules) if module.drop_prob > 0]
-    if not active:
+    modules = [module for module in _masked_modules(model) if module.drop_prob > 0]
+    if not modules:
         return
-    rows = slice(first_sample, first_sample + samples)
-    masks = [_draw(module, (seed, iteration, index), total)[rows] for index, module in active]
-    # One transfer for all: a copy per module would cost more than the forward of a small one.
-    flat = torch.from_numpy(np.concatenate([mask.reshape(-1) for mask in masks]))
-    flat = _into_buffer(model, flat)
-    for (_, module), part in zip(active, flat.split([m.size for m in masks]), strict=True):
-        module.mask = part.view(samples, module.width)
+    widths = [module.width for module in modules]
+    keep = np.repeat(np.float32([1 - module.drop_prob for module in modules]), widths)
+    # All at once: a generator, and a transfer, for each module would cost the host a millisecond.
+    stream = np.random.SeedSequence((_STREAM, seed, iteration))
+    drawn = np.random.Generator(np.random.Philox(stream)).random(
+        (total, len(keep)), dtype=np.float32
+    )
+    kept = drawn[first_sample : first_sample + samples] < keep
+    masks = _into_buffer(model, torch.from_numpy(np.where(kept, 1 / keep, np.float32(0))))
+    for module, mask in zip(modules, masks.split(widths, dim=1), strict=True):
+        module.mask = mask
+
+
+_masked: WeakKeyDictionary[nn.Module, list[_SampleMask]] = WeakKeyDictionary()
+
+
+def _masked_modules(model: nn.Module) -> list[_SampleMask]:
+    """Return the modules of a model that have masks, found once, as the walk costs time."""
+    if model not in _masked:
+        _masked[model] = [m for m in model.modules() if isinstance(m, _SampleMask)]
+    return _masked[model]
 
 
 # A model's masks keep their place, so that a captured CUDA graph reads those of each iteration.
@@ -137,11 +150,3 @@ def clear_randomness(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _SampleMask):
             module.mask = None
-
-
-def _draw(module: _SampleMask, key: tuple[int, int, int], total: int) -> np.ndarray:
-    """Return the mask of the global batch, (total, width), scaled by 1 / keep."""
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((_STREAM, *key))))
-    keep = 1 - module.drop_prob
-    kept = generator.random((total, module.width), dtype=np.float32) < keep
-    return kept.astype(np.float32) / np.float32(keep)
