@@ -35,7 +35,10 @@ def seed_iteration(seed: int, iteration: int, rank: int) -> None:
     """Seed the global generators for whatever a module or hook draws in one iteration."""
     words = np.random.SeedSequence([_STREAM, seed, iteration, rank])
     first, second, third = (int(word) for word in words.generate_state(3, np.uint64))
-    torch.manual_seed(first >> 1)
+    # torch.manual_seed would also format the stack for each kind of device that is not there.
+    torch.default_generator.manual_seed(first >> 1)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(first >> 1)
     np.random.seed(second % 2**32)
     random.seed(third)
 
@@ -86,6 +89,10 @@ class ExactTrainLoop(IterBasedTrainLoop):
             runner.model, self._iter * passes, self._max_iters * passes
         )
         self._decide_current_val_interval()
+        self._modules = list(runner.model.modules())
+        self._train_modes: list[
+            bool
+        ] = []  # after the last `train()`: frozen parts stay as they are
         self._loaded = 0
         session.turn.join(runner.model.module, runner.batch_settings())
 
@@ -93,7 +100,7 @@ class ExactTrainLoop(IterBasedTrainLoop):
         runner, session = self.runner, self.runner.session
         begin = time.monotonic()
         session.turn.wait(self._iter)
-        runner.model.train()
+        self._set_train_mode()
         loading = time.monotonic()
         batch = session.turn.batch("train", self._iter, self._load)
         runner.data_seconds = time.monotonic() - loading
@@ -102,6 +109,13 @@ class ExactTrainLoop(IterBasedTrainLoop):
         self.run_iter(batch)
         session.budget.update_step(time.monotonic() - begin)
         self._decide_current_val_interval()
+
+    def _set_train_mode(self) -> None:
+        """Put the model into train mode; walk through its modules only if one has left it."""
+        modes = [module.training for module in self._modules]
+        if modes != self._train_modes:
+            self.runner.model.train()
+            self._train_modes = [module.training for module in self._modules]
 
     def _load(self) -> Any:
         """Load the batch of this iteration."""

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from mmengine.dist import get_world_size
 
+import cae_seg.data.handover  # noqa: F401  (registers `whole_batch`)
+
 
 def configure_workers(loader: Any, asked: int | None, device: torch.device) -> Any:
-    """Set the number of loader processes in the config of a loader, in place.
+    """Set how many processes load, and how batches leave them, in the config of a loader, in place.
 
     Args:
         loader: config of a loader.
@@ -18,6 +20,7 @@ def configure_workers(loader: Any, asked: int | None, device: torch.device) -> A
     workers = default_workers(loader.get("num_workers", 0), asked, device)
     loader["num_workers"] = workers
     loader["pin_memory"] = device.type == "cuda"
+    loader.setdefault("collate_fn", {"type": "whole_batch"})
     loader["persistent_workers"] = workers > 0  # kept from one evaluation to the next
     if workers == 0:
         loader.pop("prefetch_factor", None)

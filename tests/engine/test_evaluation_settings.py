@@ -48,6 +48,13 @@ def test_workers_are_kept_and_their_batches_pinned_for_a_gpu(kind, pinned):
         "persistent_workers": True,
         "prefetch_factor": 4,
         "pin_memory": pinned,
+        "collate_fn": {"type": "whole_batch"},
     }
-    alone = configure_workers(dict(config), 0, torch.device(kind))
-    assert alone == {"num_workers": 0, "persistent_workers": False, "pin_memory": pinned}
+    own = {**config, "collate_fn": {"type": "default_collate"}}
+    alone = configure_workers(dict(own), 0, torch.device(kind))
+    assert alone == {
+        "num_workers": 0,
+        "persistent_workers": False,
+        "pin_memory": pinned,
+        "collate_fn": {"type": "default_collate"},
+    }
