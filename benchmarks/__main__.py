@@ -43,6 +43,7 @@ def _register() -> None:
         cpu_paths,
         evaluation,
         frozen_sweep,
+        host_work,
         scale,
         start_up,
         training,

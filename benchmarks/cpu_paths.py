@@ -19,30 +19,38 @@ from benchmarks.suite import Options, case
 from benchmarks.training import make_batch, step_of
 from benchmarks.turns import Seconds, compared, in_turns, timed
 from cae_seg.models.accelerate import CPU_PATHS
+from cae_seg.models.ops.loss import upsampled_cross_entropy
 
 IMAGE = (512, 683)
 IMAGES = 2  # of a training step
+CLASSES = 150
 WORKS = {
     "evaluation": f"evaluation of one image of {IMAGE[0]} × {IMAGE[1]}",
     "step": f"training step of {IMAGES} images",
+    "loss": f"loss of {IMAGES} images from maps of 1/16 and its gradient",
+}
+# Where each takes part to more than a hundredth: with a frozen backbone the loss is half the work.
+TAKES_PART = {
+    "winograd": ("evaluation", "step"),
+    "progressive_loss": ("loss",),
+    "kept_memory": ("evaluation", "step"),
 }
 
 
 @case("cpu_paths")
 def cpu_paths(options: Options) -> list[dict[str, Any]]:
-    """Measure an evaluation and a training step with none of the paths, and with each alone."""
+    """Measure work with none of the paths, and with each alone that takes part in it."""
     if options.device != "cpu":
         return []
     rows = []
     for work, title in WORKS.items():
+        paths = [path for path in CPU_PATHS if work in TAKES_PART[path]]
         sides = {
             path: functools.partial(_in_own_process, work, path, quick=options.quick)
-            for path in ("none", *CPU_PATHS)
+            for path in ("none", *paths)
         }
         found = in_turns(sides, options.rounds)
-        rows += [
-            {"what": f"{title}, {path}", **compared(found, "none", path)} for path in CPU_PATHS
-        ]
+        rows += [{"what": f"{title}, {path}", **compared(found, "none", path)} for path in paths]
     return rows
 
 
@@ -68,6 +76,8 @@ def _measure(work: str, path: str, *, quick: bool) -> Seconds:
 
 
 def _prepared(work: str, path: str, *, quick: bool) -> Callable[[], Any]:
+    if work == "loss":
+        return _loss(progressive=path == "progressive_loss", side=64 if quick else 512)
     config = load_config(TINY if quick else BASE)
     config.acceleration = {name: name == path for name in CPU_PATHS}
     model = build_ours(config, "cpu")
@@ -78,6 +88,19 @@ def _prepared(work: str, path: str, *, quick: bool) -> Callable[[], Any]:
     image = torch.randn(3, *size, generator=torch.Generator().manual_seed(0))
     model.eval()
     return lambda: model.predict_labels([image], [size])
+
+
+def _loss(*, progressive: bool, side: int) -> Callable[[], Any]:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(IMAGES, CLASSES, side // 16, side // 16, generator=generator)
+    labels = torch.randint(0, CLASSES, (IMAGES, side, side), generator=generator)
+    logits.requires_grad_()
+    settings = {"ignore_index": 255, "align_corners": False, "tiled": True, "weight": 1.0}
+
+    def work() -> None:
+        upsampled_cross_entropy(logits, labels, progressive=progressive, **settings).loss.backward()
+
+    return work
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.demo import draw_data
 from benchmarks.suite import Options, case
 from benchmarks.turns import Seconds, compared, in_turns, median
 from cae_seg.run.paths import read_history
@@ -17,7 +18,6 @@ from cae_seg.run.paths import read_history
 RATES = ("1e-4", "2e-4", "5e-4", "1e-3", "2e-3", "5e-3", "1e-2", "2e-2")
 MODELS = {"ViT-B/16": "vit_base_patch16_224", "ViT-tiny/16": "vit_tiny_patch16_224"}
 IMAGES = 2
-IMAGES_OF_DEMO = ("training=64", "validation=24")
 
 
 @case("frozen_sweep")
@@ -26,7 +26,7 @@ def frozen_sweep(options: Options) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = "ViT-tiny/16" if options.quick else "ViT-B/16"
-        return [_compare(folder, _prepare(folder), model, options)]
+        return [_compare(folder, draw_data(folder), model, options)]
 
 
 def _compare(folder: Path, data: Path, model: str, options: Options) -> dict[str, Any]:
@@ -80,20 +80,3 @@ def _watch(training: subprocess.Popen, metrics: Path) -> Iterator[Seconds]:
             seen = done
             used = process.cpu_times()
             yield Seconds(time.monotonic(), used.user + used.system)
-
-
-def _prepare(folder: Path) -> Path:
-    """Draw the demo's images; return their manifest."""
-    archive, manifest = folder / "ADEChallengeData2016.zip", folder / "data" / "manifest.json"
-    _run("prepare", "demo", f"--archive={archive}", f"--checkpoints={folder / 'checkpoints'}")
-    _run(
-        *("prepare", "data", f"--source={archive}", f"--root={manifest.parent}"),
-        *(f"--manifest={manifest}", "--expected", *IMAGES_OF_DEMO),
-    )
-    return manifest
-
-
-def _run(*words: str) -> None:
-    done = subprocess.run(["cae-seg", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)

@@ -84,11 +84,8 @@ def _section(result: dict[str, Any]) -> str:
 def _how(result: dict[str, Any]) -> str:
     if result["case"] == "counts":
         return "counted for a CUDA device"
-    machine = result["machine"]
-    count = machine.get("competing")
+    count = result["machine"].get("competing")
     busy = f", with {count} competing process{'es' if count > 1 else ''}" if count else ""
-    if count is None and machine["load_before"] > machine["cores"]:  # before loops of our own
-        busy = ", on a busy machine"
     return f"timed on {result['device']}{busy}"
 
 

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.demo import ROOT, command, draw_data, run
 from benchmarks.models import TINY
 from benchmarks.suite import Options, case
 from benchmarks.turns import alternate, timed
 from cae_seg.run.checkpoints import load_state, save_checked
 
-ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs_local" / "cae" / "upernet" / f"{TINY}.py"
 LATE = 150_000  # iterations done before a late resume
 
@@ -26,7 +26,7 @@ def start_up(options: Options) -> list[dict[str, Any]]:
         return []
     rounds = options.rounds or 3
     with tempfile.TemporaryDirectory() as folder:
-        manifest = _draw_data(Path(folder))
+        manifest = draw_data(Path(folder))
         work_dirs = [Path(folder) / str(i) for i in range(rounds)]
         return [
             _help(options),
@@ -52,28 +52,20 @@ def _help(options: Options) -> dict[str, Any]:
     """Compare the help with what it would cost to load the libraries for it."""
     eager = [sys.executable, "-c", "import mmseg.apis"]
     ours = [sys.executable, "-m", "cae_seg.cli", "--help"]
-    times = alternate(lambda: _run(eager), lambda: _run(ours), rounds=options.rounds)
+    times = alternate(lambda: run(eager), lambda: run(ours), rounds=options.rounds)
     return {"what": "cae-seg --help (stock: import mmseg.apis)", **times}
 
 
 def _plan() -> float:
     target = "results/demo/tiny_300_lr1e-3/metrics.json"
-    command = ["snakemake", "--profile", "demo", "--dry-run", "--nolock", target]
-    return timed(lambda: _run(command)).clock
+    words = ["snakemake", "--profile", "demo", "--dry-run", "--nolock", target]
+    return timed(lambda: run(words)).clock
 
 
 def _late_resume(work: Path, manifest: Path) -> float:
     _wait(work, manifest, iterations=LATE + 1, stop_after=2)
     _pretend_late(work)
     return _wait(work, manifest, iterations=LATE + 1, first=LATE + 1)
-
-
-def _draw_data(folder: Path) -> Path:
-    archive, root = folder / "ADEChallengeData2016.zip", folder / "data"
-    manifest = root / "manifest.json"
-    _run(_command("prepare demo", archive=archive, checkpoints=folder / "checkpoints"))
-    _run(_command("prepare data", source=archive, root=root, manifest=manifest))
-    return manifest
 
 
 def _wait(
@@ -89,10 +81,10 @@ def _wait(
         first: the iteration that it must begin with.
     """
     record, begin = work / "metrics.jsonl", time.time()
-    command = _command(f"train {CONFIG}", work_dir=work, data=manifest, device="cpu")
+    words = command(f"train {CONFIG}", work_dir=work, data=manifest, device="cpu")
     hooks = [f"default_hooks.{hook}.interval=1" for hook in ("logger", "checkpoint")]
     process = subprocess.Popen(
-        [*command, "--iterations", str(iterations), "--cfg-options", *hooks],
+        [*words, "--iterations", str(iterations), "--cfg-options", *hooks],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -126,12 +118,3 @@ def _pretend_late(work: Path) -> None:
         path.unlink()
     with (folder / f"iter_{LATE}.pth").open("wb") as stream:
         save_checked(state, stream)
-
-
-def _command(name: str, **options: Any) -> list[str]:
-    pairs = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items()]
-    return ["cae-seg", *name.split(), *(word for pair in pairs for word in pair)]
-
-
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
