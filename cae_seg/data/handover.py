@@ -10,6 +10,7 @@ import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import FUNCTIONS
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 _ALIGNED = 64  # bytes; wide loads of a processor begin at multiples
 
@@ -22,7 +23,8 @@ def whole_batch(samples: Sequence[Any]) -> Any:
     process, or of its pinning thread, for every image and every label.
     """
     batch = pseudo_collate(samples)
-    return _WholeBatch(batch) if isinstance(batch, dict) else batch
+    leaves = get_worker_info() is not None  # else it stays in this process
+    return _WholeBatch(batch) if leaves and isinstance(batch, dict) else batch
 
 
 class _WholeBatch(dict):

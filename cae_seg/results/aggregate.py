@@ -172,7 +172,7 @@ def _notes(done: list[Run], usual: dict[str, Any], code: str | None) -> tuple[li
 
 def _repeated_weights(done: list[Run]) -> list[str]:
     """Say which seeds were evaluated with the same weights, which then count more than once."""
-    times = Counter(_known(done, "weights"))
+    times = Counter(run["weights"] for run in done)
     same = [str(run["seed"]) for run in done if times[run["weights"]] > 1]
     return [f"seeds {' '.join(same)} have the same weights"] if same else []
 
