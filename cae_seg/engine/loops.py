@@ -89,12 +89,11 @@ class ExactTrainLoop(IterBasedTrainLoop):
             runner.model, self._iter * passes, self._max_iters * passes
         )
         self._decide_current_val_interval()
-        self._modules = list(runner.model.modules())
-        self._train_modes: list[
-            bool
-        ] = []  # after the last `train()`: frozen parts stay as they are
         self._loaded = 0
         session.turn.join(runner.model.module, runner.batch_settings())
+        # After `join`, which may put another run's backbone into the model.
+        self._modules = list(runner.model.modules())
+        self._train_modes: list[bool] = []  # as `train()` left them: frozen parts do not change
 
     def _iterate(self) -> None:
         runner, session = self.runner, self.runner.session

@@ -43,6 +43,7 @@ class FastMultiheadAttention(nn.MultiheadAttention):
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Attend as torch does, without the weights; None in their place."""
-        device = self.out_proj.weight.device.type
-        with attention_kernel(device, self.fast):
-            return super().forward(*args, **{**kwargs, "need_weights": not self.fast})
+        if not self.fast:
+            return super().forward(*args, **kwargs)
+        with attention_kernel(self.out_proj.weight.device.type, fast=True):
+            return super().forward(*args, **{**kwargs, "need_weights": False})
