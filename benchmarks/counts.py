@@ -6,10 +6,8 @@ a GPU: see `benchmarks.counting`.
 
 import copy
 import json
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from torch import nn
 
 from benchmarks.counting import DEVICE, Counts, autocast, counting, pretended_cuda
 from benchmarks.models import BASE, LARGE, build_empty, build_optimizer, load_config
-from benchmarks.suite import Options, case
+from benchmarks.suite import Options, case, run
 from cae_seg.models.layers.stochastic import set_randomness
 from cae_seg.models.ops.resize import tile_shape
 from cae_seg.models.ops.windows import WindowAxis, bands_of, resampling_matrix
@@ -37,13 +35,8 @@ def counts(options: Options) -> list[dict[str, Any]]:
     if options.device != "cpu":
         return []
     quick = ["quick"] if options.quick else []
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.counts", *quick]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    printed = run([sys.executable, "-W", "ignore", "-m", "benchmarks.counts", *quick])
+    return json.loads(printed.splitlines()[-1])
 
 
 def count_all(*, quick: bool) -> list[dict[str, Any]]:

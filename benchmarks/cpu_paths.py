@@ -1,23 +1,24 @@
 """Case: what each path that exists only for CPUs gains by itself, in processor time and by clock.
 
 Each measurement has a process of its own, because memory that is kept once is kept for good; the
-processes take turns. Everything that is not only for CPUs is on in all of them.
+processes take turns. Everything that is not only for CPUs is on in all of them, and threads wait
+for one another as `cae-seg` lets them.
 """
 
 import functools
 import json
-import subprocess
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.models import BASE, TINY, build_optimizer, build_ours, load_config
-from benchmarks.suite import Options, case
+from benchmarks.suite import Options, case, run
 from benchmarks.training import make_batch, step_of
 from benchmarks.turns import Seconds, compared, in_turns, timed
+from cae_seg.launch.launcher import SPINS
 from cae_seg.models.accelerate import CPU_PATHS
 from cae_seg.models.ops.loss import upsampled_cross_entropy
 
@@ -57,16 +58,9 @@ def cpu_paths(options: Options) -> list[dict[str, Any]]:
 
 def _in_own_process(work: str, path: str, *, quick: bool) -> Seconds:
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.cpu_paths", work, path]
-    done = subprocess.run(
-        [*command, "quick"] if quick else command,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[1],
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return Seconds(*json.loads(done.stdout.splitlines()[-1]))
+    environment = {**os.environ, "GOMP_SPINCOUNT": str(SPINS)}
+    printed = run([*command, "quick"] if quick else command, env=environment)
+    return Seconds(*json.loads(printed.splitlines()[-1]))
 
 
 def _measure(work: str, path: str, *, quick: bool) -> Seconds:

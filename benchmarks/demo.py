@@ -1,10 +1,10 @@
 """The demo's data, for cases that measure whole commands."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.suite import run
+
 IMAGES = ("training=64", "validation=24")
 
 
@@ -22,18 +22,3 @@ def command(name: str, **options: Any) -> list[str]:
     """Return a command of `cae-seg` with its options as words."""
     pairs = [(f"--{key.replace('_', '-')}", str(value)) for key, value in options.items()]
     return ["cae-seg", *name.split(), *(word for pair in pairs for word in pair)]
-
-
-def run(words: list[str], **settings: Any) -> None:
-    """Run a command.
-
-    Args:
-        words: of the command.
-        settings: of `subprocess.run`.
-
-    Raises:
-        RuntimeError: it failed; with what it wrote.
-    """
-    done = subprocess.run(words, check=False, cwd=ROOT, capture_output=True, text=True, **settings)
-    if done.returncode:
-        raise RuntimeError(done.stderr)

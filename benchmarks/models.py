@@ -2,7 +2,6 @@
 
 import copy
 import types
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from mmseg.registry import MODELS
 from torch import nn
 
 import cae_seg.registration  # noqa: F401
+from benchmarks.suite import ROOT
 from cae_seg.config_files import ZOO_PREFIX
 from cae_seg.engine.acceleration import accelerate
 from cae_seg.engine.build import build_model
@@ -22,7 +22,7 @@ from cae_seg.engine.config import load_config as read_config
 from cae_seg.models.backbones.cae import CAE, CAEAttention
 from cae_seg.models.layers.stochastic import SampleDropout2d, SampleDropPath
 
-CONFIGS = Path(__file__).parents[1] / "configs_local" / "cae" / "upernet"
+CONFIGS = ROOT / "configs_local" / "cae" / "upernet"
 BASE = "upernet_cae_base_12_512_slide_160k_ade20k_pt_1e-4"
 LARGE = "upernet_cae_large_24_512_slide_160k_ade20k_pt_decay095_4e-5_dp015"
 TINY = "upernet_cae_tiny_demo"

@@ -1,12 +1,11 @@
 """Results as docs/benchmarks.md."""
 
-from pathlib import Path
 from typing import Any
 
-from benchmarks.suite import RESULTS
+from benchmarks.suite import RESULTS, ROOT
 from cae_seg.files import atomic_write_text, read_json
 
-PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
 Stock mmsegmentation against cae-seg on the same weights. Written by `make bench`

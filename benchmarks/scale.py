@@ -1,15 +1,13 @@
 """Case 5: a sweep of a thousand runs, planned and gathered."""
 
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.suite import Options, case
+from benchmarks.suite import Options, case, run
 
-ROOT = Path(__file__).parents[1]
 COMBINATIONS = 1_000
 
 SHEET = """\
@@ -44,7 +42,7 @@ def _plan(folder: Path) -> dict[str, Any]:
         "peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024\n"
         "print(json.dumps({'seconds': time.perf_counter() - begin, 'peak_megabytes': peak}))"
     )
-    answer = _run([sys.executable, "-c", measure, *command, "--config", f"sheet={sheet}"])
+    answer = run([sys.executable, "-c", measure, *command, "--config", f"sheet={sheet}"])
     what = f"dry-run of {COMBINATIONS} combinations"
     return {"what": what, **json.loads(answer), "wanted_seconds": "≤ 10"}
 
@@ -61,9 +59,5 @@ def _table(folder: Path) -> dict[str, Any]:
         "write_table(sheet, out=folder / 'table.md', csv=folder / 'table.csv')\n"
         "print(time.perf_counter() - begin)"
     )
-    answer = _run([sys.executable, "-c", code, str(folder)])
+    answer = run([sys.executable, "-c", code, str(folder)])
     return {"what": f"table of {COMBINATIONS} runs", "seconds": float(answer.split()[-1])}
-
-
-def _run(command: list[str]) -> str:
-    return subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo import ROOT, command, draw_data, run
+from benchmarks.demo import command, draw_data
 from benchmarks.models import TINY
-from benchmarks.suite import Options, case
+from benchmarks.suite import ROOT, Options, case, run
 from benchmarks.turns import alternate, timed
 from cae_seg.run.checkpoints import load_state, save_checked
 

@@ -1,4 +1,4 @@
-"""What cases share: registration, options, facts of the machine, where results are."""
+"""What cases share: registration, options, commands, facts of the machine, where results are."""
 
 import contextlib
 import datetime
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = (
     "torch",
     "torchvision",
@@ -69,6 +70,22 @@ def competing(count: int) -> Iterator[None]:
         for process in processes:
             process.kill()
             process.wait()
+
+
+def run(words: list[str], **settings: Any) -> str:
+    """Run a command in the root of the project; return what it printed.
+
+    Args:
+        words: of the command.
+        settings: of `subprocess.run`.
+
+    Raises:
+        RuntimeError: it failed; with what it wrote.
+    """
+    done = subprocess.run(words, check=False, cwd=ROOT, capture_output=True, text=True, **settings)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return done.stdout
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -40,7 +40,7 @@ _POLL_SECONDS = 0.2
 # 300 000: that costs more than the work where other processes want the cores, and time on virtual
 # machines. Eight heads over a frozen backbone, two threads on two cores: 3.5 s an iteration against
 # 4.8 s, and beside two busy processes 15 s against 100 s (benchmarks/frozen_sweep.py).
-_SPINS = 1000
+SPINS = 1000
 
 
 def launch_train(job: TrainJob) -> int:
@@ -180,7 +180,7 @@ def _prepare_environment(job: Job, placement: Placement) -> None:
     if placement.kind == "cuda" and getattr(job, "deterministic", False):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if placement.kind == "cpu" and "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", str(_SPINS))
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
     if placement.ranks > 1:
         # What is set already is the job's (Snakemake sets its cores); each rank takes its share.
         cores = len(os.sched_getaffinity(0)) if placement.kind == "cpu" else 1
