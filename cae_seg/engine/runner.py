@@ -23,7 +23,7 @@ import cae_seg.engine.file_backend
 import cae_seg.engine.hooks.runtime_info  # noqa: F401  (registers it)
 from cae_seg.data.sampling import IterationSampler, SeededDataset
 from cae_seg.engine.build import seed_all
-from cae_seg.engine.compilation import compile_blocks, compiles
+from cae_seg.engine.compilation import compile_parts, compiles
 from cae_seg.engine.hooks.metrics import MetricsHook
 from cae_seg.engine.hooks.system_metrics import SystemMetricsHook
 from cae_seg.engine.loops import ExactTestLoop, ExactTrainLoop, ExactValLoop
@@ -178,9 +178,9 @@ class ExactRunner(Runner):
         return Runner.build_dataloader(dataloader)
 
     def _maybe_compile(self, target: str) -> None:
-        """Compile the backbone's blocks instead of `train_step`."""
+        """Compile parts of the model instead of `train_step`."""
         if compiles(self.cfg):
-            compile_blocks(self.model.module, self.cfg)
+            compile_parts(self.model.module, self.cfg)
 
     # Loops and hooks
 

@@ -5,10 +5,12 @@ about: pooling and resizing as matrix products, dropout per sample (`SampleDropo
 paths of `cae_seg.models.accelerate`.
 """
 
+from typing import Any
+
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import FCNHead, UPerHead
 from mmseg.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
 
 from cae_seg.models.heads.fast import FastHead
 from cae_seg.models.ops.convolution import Unexpanded, conv1x1, conv3x3, conv3x3_of_concatenated
@@ -17,13 +19,16 @@ from cae_seg.models.ops.residual import WithGradient, cast_copies
 from cae_seg.models.ops.resize import pyramid_pool, resize_bilinear
 
 
-def _finish(module: ConvModule, x: Tensor) -> Tensor:
-    """Apply what follows the convolution of an mmcv module: norm and activation."""
-    if module.with_norm:
-        x = module.norm(x)
-    elif module.conv.bias is not None:
-        x = x + module.conv.bias.view(-1, 1, 1)
-    return module.activate(x) if module.with_activation else x
+class ConvTail(nn.Module):
+    """What follows the convolution of an mmcv module: norm and activation."""
+
+    def forward(self, module: ConvModule, x: Tensor) -> Tensor:
+        """Finish the module's work on (N, C, h, w), which its kernel has been applied to."""
+        if module.with_norm:
+            x = module.norm(x)
+        elif module.conv.bias is not None:
+            x = x + module.conv.bias.view(-1, 1, 1)
+        return module.activate(x) if module.with_activation else x
 
 
 @MODELS.register_module()
@@ -34,6 +39,10 @@ class FastUPerHead(FastHead, UPerHead):
     the last may be `Unexpanded`.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tail = ConvTail()
+
     def psp_forward(self, inputs: list[Tensor]) -> Tensor:
         """Return the coarsest map with pooled context: (N, channels, h, w)."""
         return self._pool_context(inputs, self._kernels(inputs[-1]))
@@ -42,7 +51,7 @@ class FastUPerHead(FastHead, UPerHead):
         x = inputs[-1]
         pooled = pyramid_pool(x, self.psp_modules.pool_scales)
         context = [
-            _finish(conv, conv1x1(part, kernels[conv]))
+            self.tail(conv, conv1x1(part, kernels[conv]))
             for (_, conv), part in zip(self.psp_modules, pooled, strict=True)
         ]
         return self._bottleneck(self.bottleneck, [x, *context], kernels)
@@ -51,7 +60,7 @@ class FastUPerHead(FastHead, UPerHead):
         self, module: ConvModule, maps: list[Tensor], kernels: dict[ConvModule, Tensor]
     ) -> Tensor:
         mixed = conv3x3_of_concatenated(maps, kernels[module], self.fast_paths, self.align_corners)
-        return _finish(module, mixed)
+        return self.tail(module, mixed)
 
     def _kernels(self, x: Tensor) -> dict[ConvModule, Tensor]:
         """Return each convolution's weight in the precision of products, cast by one kernel."""
@@ -75,7 +84,7 @@ class FastUPerHead(FastHead, UPerHead):
         inputs = self._transform_inputs(inputs)
         kernels = self._kernels(inputs[-1])
         laterals = [
-            _finish(conv, self._mix(conv, x, kernels[conv]))
+            self.tail(conv, self._mix(conv, x, kernels[conv]))
             for conv, x in zip(self.lateral_convs, inputs[:-1], strict=True)
         ]
         laterals.append(self._pool_context(inputs, kernels))
@@ -84,7 +93,7 @@ class FastUPerHead(FastHead, UPerHead):
             resized = resize_bilinear(laterals[finer + 1], size, self.align_corners)
             laterals[finer] = laterals[finer] + resized
         outputs = [
-            _finish(conv, conv3x3(x, kernels[conv], self.fast_paths))
+            self.tail(conv, conv3x3(x, kernels[conv], self.fast_paths))
             for conv, x in zip(self.fpn_convs, laterals[:-1], strict=True)
         ]
         return self._bottleneck(self.fpn_bottleneck, [*outputs, laterals[-1]], kernels)
