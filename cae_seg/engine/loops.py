@@ -20,7 +20,7 @@ from torch import nn
 from cae_seg.engine.compilation import eager
 from cae_seg.engine.drift import check_ranks_agree
 from cae_seg.engine.precision import evaluating
-from cae_seg.engine.ranks import all_reduce_max
+from cae_seg.engine.ranks import Agreement
 from cae_seg.engine.state import HookStates
 from cae_seg.run.deadline import Interrupted
 from cae_seg.run.nonfinite import check_finite
@@ -78,6 +78,7 @@ class ExactTrainLoop(IterBasedTrainLoop):
         self._iter = resumed.get("iteration", 0)
         self._started = self._saved = self._iter
         self._saved_at = time.monotonic()
+        self._agreement = Agreement()
         self._evaluated = self._iter if resumed.get("evaluated") else -1
         runner.call_hook("before_train")
         runner.call_hook("before_train_epoch")
@@ -92,7 +93,7 @@ class ExactTrainLoop(IterBasedTrainLoop):
         self._loaded = 0
         session.turn.join(runner.model.module, runner.batch_settings())
         # After `join`, which may put another run's backbone into the model.
-        self._modules = list(runner.model.modules())
+        self._attributes = [vars(module) for module in runner.model.modules()]
         self._train_modes: list[bool] = []  # as `train()` left them: frozen parts do not change
 
     def _iterate(self) -> None:
@@ -111,10 +112,12 @@ class ExactTrainLoop(IterBasedTrainLoop):
 
     def _set_train_mode(self) -> None:
         """Put the model into train mode; walk through its modules only if one has left it."""
-        modes = [module.training for module in self._modules]
-        if modes != self._train_modes:
+        if self._modes() != self._train_modes:
             self.runner.model.train()
-            self._train_modes = [module.training for module in self._modules]
+            self._train_modes = self._modes()
+
+    def _modes(self) -> list[bool]:
+        return [attributes["training"] for attributes in self._attributes]
 
     def _load(self) -> Any:
         """Load the batch of this iteration."""
@@ -131,7 +134,7 @@ class ExactTrainLoop(IterBasedTrainLoop):
         """
         last = self._iter >= self._max_iters or self.stop_training
         evaluate = self._evaluation_due()
-        stop, save, evaluation_waits = self._agree(evaluate)
+        stop, save, evaluation_waits = self._agree(evaluate=evaluate, last=last)
         if self._iter != self._saved and (stop or save or evaluate or last):
             self._save()
         if stop and not (last and not evaluate):
@@ -150,18 +153,17 @@ class ExactTrainLoop(IterBasedTrainLoop):
             and self._iter not in self.runner.evaluated
         )
 
-    def _agree(self, evaluate: bool) -> tuple[bool, bool, bool]:
+    def _agree(self, *, evaluate: bool, last: bool) -> tuple[bool, bool, bool]:
         """Return what any rank wants: to stop, to save, to leave the evaluation for later."""
         session = self.runner.session
-        aged = time.monotonic() - self._saved_at > SAVE_SECONDS
-        wanted = all_reduce_max(
-            [
-                session.stop.name is not None or session.budget.should_stop(),
-                self._iter % session.save_interval == 0 or aged,
-                evaluate and not session.budget.has_time_for_eval(),
-            ]
-        )
-        return tuple(bool(value) for value in wanted)
+        wishes = [
+            session.stop.name is not None or session.budget.should_stop(),
+            time.monotonic() - self._saved_at > SAVE_SECONDS,
+            evaluate and not session.budget.has_time_for_eval(),
+        ]
+        now = evaluate or last or self._iter == self._started
+        stop, aged, waits = (bool(wish) for wish in self._agreement.reach(wishes, now=now))
+        return stop, aged or self._iter % session.save_interval == 0, waits
 
     def _save(self) -> None:
         check_ranks_agree(self.runner.model.module, self._iter)

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from mmengine.dist import all_reduce, broadcast_object_list, is_main_process
+from mmengine.dist import all_reduce, broadcast_object_list, get_world_size, is_main_process
 
 from cae_seg.errors import UserError
 
@@ -40,20 +40,52 @@ def run_on_main(action: Callable[[], T]) -> T:
     return result
 
 
-def all_reduce_max(values: Sequence[float]) -> list[float]:
-    """Return, for each value, the largest that any rank has."""
-    return _reduce(values, "max")
-
-
 def all_reduce_mean(values: Sequence[float]) -> list[float]:
     """Return the means over the ranks."""
-    return _reduce(values, "mean")
-
-
-def _reduce(values: Sequence[float], operation: str) -> list[float]:
     box = torch.tensor(values, dtype=torch.float64)
-    all_reduce(box, operation)
+    all_reduce(box, "mean")
     return box.tolist()
+
+
+class Agreement:
+    """What any rank wants, at points that all of them pass.
+
+    With several ranks it is what they wanted at the point before, so that none waits for another.
+    """
+
+    def __init__(self) -> None:
+        self._alone = get_world_size() == 1
+        self._begun: Callable[[], list[float]] | None = None
+
+    def reach(self, wishes: Sequence[float], *, now: bool) -> list[float]:
+        """Return the largest of each wish.
+
+        Args:
+            wishes: of this rank, 0 for none; those of a point where others are granted are left
+                out, as granting may change them.
+            now: wait for the other ranks' wishes of this point; the same on all of them.
+        """
+        if self._alone:
+            return list(wishes)
+        heard = [0.0] * len(wishes) if self._begun is None else self._begun()
+        self._begun = None
+        if now:
+            return _begin_max(wishes)()
+        if not any(heard):
+            self._begun = _begin_max(wishes)
+        return heard
+
+
+def _begin_max(values: Sequence[float]) -> Callable[[], list[float]]:
+    """Start to find the largest of each value over the ranks; return what waits for them."""
+    box = torch.tensor(values, dtype=torch.float64)
+    work = torch.distributed.all_reduce(box, torch.distributed.ReduceOp.MAX, async_op=True)
+
+    def finish() -> list[float]:
+        work.wait()
+        return box.tolist()
+
+    return finish
 
 
 @contextlib.contextmanager
