@@ -107,19 +107,52 @@ def set_randomness(
     modules = [module for module in _masked_modules(model) if module.drop_prob > 0]
     if not modules:
         return
-    widths = [module.width for module in modules]
-    keep = np.repeat(np.float32([1 - module.drop_prob for module in modules]), widths)
+    device = next(model.parameters()).device
+    masks = _masks.get(model)
+    if masks is None or not masks.fit(modules, samples, device):
+        masks = _masks[model] = _Masks(modules, samples, device)
     # All at once: a generator, and a transfer, for each module would cost the host a millisecond.
     stream = np.random.SeedSequence((_STREAM, seed, iteration))
     drawn = np.random.Generator(np.random.Philox(stream)).random(
-        (total, len(keep)), dtype=np.float32
+        (total, len(masks.keep)), dtype=np.float32
     )
-    kept = drawn[first_sample : first_sample + samples] < keep
-    masks = _into_buffer(model, torch.from_numpy(np.where(kept, 1 / keep, np.float32(0))))
-    for module, mask in zip(modules, masks.split(widths, dim=1), strict=True):
-        module.mask = mask
+    masks.fill(drawn[first_sample : first_sample + samples] < masks.keep)
 
 
+class _Masks:
+    """The masks of a model: parts of one tensor, which keeps its place as long as it fits.
+
+    So a captured CUDA graph reads those of each iteration.
+    """
+
+    def __init__(self, modules: list[_SampleMask], samples: int, device: torch.device) -> None:
+        self._modules, self._rates = modules, [module.drop_prob for module in modules]
+        widths = [module.width for module in modules]
+        self.keep = np.repeat(np.float32([1 - rate for rate in self._rates]), widths)
+        self._values = torch.empty(samples, len(self.keep), device=device)
+        self._parts = self._values.split(widths, dim=1)
+        for module, part in zip(modules, self._parts, strict=True):
+            module.mask = part
+
+    def fit(self, modules: list[_SampleMask], samples: int, device: torch.device) -> bool:
+        """Tell whether they are the masks of these modules as they are now."""
+        return (
+            self._modules == modules
+            and self._rates == [module.drop_prob for module in modules]
+            and len(self._values) == samples
+            and self._values.device == device
+            and all(m.mask is part for m, part in zip(modules, self._parts, strict=True))
+        )
+
+    def fill(self, kept: np.ndarray) -> None:
+        """Set the masks from what is kept, (samples, columns)."""
+        values = torch.from_numpy(np.where(kept, 1 / self.keep, np.float32(0)))
+        if self._values.device.type == "cuda" and torch.cuda.is_available():
+            values = values.pin_memory()
+        self._values.copy_(values, non_blocking=True)
+
+
+_masks: WeakKeyDictionary[nn.Module, _Masks] = WeakKeyDictionary()
 _masked: WeakKeyDictionary[nn.Module, list[_SampleMask]] = WeakKeyDictionary()
 
 
@@ -128,21 +161,6 @@ def _masked_modules(model: nn.Module) -> list[_SampleMask]:
     if model not in _masked:
         _masked[model] = [m for m in model.modules() if isinstance(m, _SampleMask)]
     return _masked[model]
-
-
-# A model's masks keep their place, so that a captured CUDA graph reads those of each iteration.
-_buffers: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
-
-
-def _into_buffer(model: nn.Module, values: Tensor) -> Tensor:
-    """Copy values to the model's device, into the memory that the last ones were in."""
-    device = next(model.parameters()).device
-    buffer = _buffers.get(model)
-    if buffer is None or buffer.device != device or buffer.shape != values.shape:
-        buffer = _buffers[model] = torch.empty_like(values, device=device)
-    if device.type == "cuda" and torch.cuda.is_available():
-        values = values.pin_memory()
-    return buffer.copy_(values, non_blocking=True)
 
 
 def clear_randomness(model: nn.Module) -> None:
