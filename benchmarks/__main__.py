@@ -9,6 +9,8 @@ from benchmarks import render
 from benchmarks.suite import CASES, RESULTS, Options, competing, machine
 from cae_seg.files import atomic_write_json
 
+TARGET_UNDER_LOAD = 1.5  # times stock, whatever it is on an idle machine
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the cases that are named, or all; return the exit status."""
@@ -66,6 +68,8 @@ def _run(name: str, options: Options, load: int) -> None:
     with competing(load):
         rows = CASES[name](options)
     for row in rows:
+        if load and row.get("target"):
+            row["target"] = min(row["target"], TARGET_UNDER_LOAD)
         print("  " + render.line(row), flush=True)
     if rows and not options.quick:
         result = {"case": name, "device": options.device, "machine": facts, "rows": rows}
