@@ -1,22 +1,15 @@
 """What a step does on a GPU, counted with fake tensors, against limits."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from benchmarks.counts import counts
+from benchmarks.suite import Options
 
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, dict]:
     """Count in a process of its own: it pretends that there is a CUDA device."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.counts", "quick"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return {row["what"]: row for row in json.loads(done.stdout.splitlines()[-1])}
+    return {row["what"]: row for row in counts(Options(quick=True))}
 
 
 def test_a_training_step_stays_within_its_limits(rows):
